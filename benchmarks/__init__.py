@@ -1,0 +1,1 @@
+"""Speed and memory measurements; no part of the installed package."""
