@@ -1,0 +1,9 @@
+"""iTPN and Fast-iTPN for OpenMMLab: backbones, pyramid, integral pre-training, acceleration.
+
+Write `type='itpn_mm.HiViT'` into a config of mmpretrain, mmdet, mmseg or mmrotate; the scope alone
+makes mmengine import what it needs. `python -m itpn_mm doctor` says what can run here.
+"""
+
+from .version import __version__
+
+__all__ = ['__version__']
