@@ -1,4 +1,4 @@
-"""The OpenMMLab packages itpn_mm plugs into: import name and what to install; standard library only."""
+"""The OpenMMLab packages itpn_mm plugs into and what to install for each; standard library only."""
 
 from __future__ import annotations
 
