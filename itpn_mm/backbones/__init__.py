@@ -1,0 +1,5 @@
+"""Backbones, registered for every OpenMMLab package."""
+
+from .hivit import HiViT
+
+__all__ = ['HiViT']

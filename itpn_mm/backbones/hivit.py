@@ -1,0 +1,305 @@
+"""HiViT, the hierarchical vision transformer of iTPN (paper, Section 3.1; HiViT: arXiv 2205.14949)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from itpn_mm.checkpoint.pretrained import PretrainedModule
+from itpn_mm.layers import (
+    AttentionBlock,
+    DecomposedRelativePosition,
+    MlpBlock,
+    PatchEmbed,
+    PatchMerge,
+    RelativePositionBias,
+    TokenGrid,
+    gather_patches,
+    resize_pos_embed,
+    sincos_pos_embed,
+)
+from itpn_mm.registry import MODELS
+
+REL_POS_KINDS = (None, 'block', 'shared', 'decomposed')
+
+
+@MODELS.register_module()
+class HiViT(PretrainedModule):
+    """Hierarchical vision transformer whose early stages never look beyond a patch.
+
+    Stages 1 and 2 are channel MLPs on the 4 x 4 and 2 x 2 sub-tokens of every patch, stage 3 is a plain ViT on the grid
+    of patches. So patches can be left out before the first layer, and features still come at strides 4, 8 and 16.
+
+    Args:
+        arch: Name in ``arch_zoo``, or a dict with ``embed_dims`` (width E of stage 3; stages 1 and 2 have E/4 and E/2),
+            ``depths`` (blocks of the three stages) and ``num_heads``.
+        img_size: Pre-training size of square images, or (height, width); sets the grid of position parameters. Images
+            of other sizes are taken all the same: positions are resampled.
+        patch_size: Side of a patch in pixels, a multiple of 4.
+        in_channels: Channels of an image.
+        stem_mlp_ratio: MLP ratio of stages 1 and 2.
+        mlp_ratio: MLP ratio of stage 3.
+        qkv_bias: Whether queries, keys and values have biases.
+        patch_norm: Whether a LayerNorm follows the patch embedding.
+        use_abs_pos_emb: Whether a learned position embedding (sine-cosine at the start) is added before stage 3.
+        rel_pos_bias: Relative position bias of stage 3: ``None``, a table per ``'block'``, one ``'shared'`` table, or
+            ``'decomposed'`` into rows and columns (ViTDet).
+        layer_scale_init_value: Initial value of layer scale; ``None`` for no layer scale.
+        drop_rate: Dropout after the position embedding, the attention projection and in the MLPs.
+        drop_path_rate: Stochastic depth of the last block; the blocks before rise to it linearly from 0.
+        norm_eps: Epsilon of all LayerNorms.
+        interpolate_offset: See :func:`itpn_mm.layers.resize_pos_embed`; the released iTPN numbers need 0.1.
+        out_indices: Stages (0, 1, 2 for strides 4, 8, 16) to return.
+        frozen_stages: Stages that do not train: -1 none, 0 the patch embedding, k also the first k stages with the
+            merges before them (3 includes the position parameters).
+        with_cp: Whether to recompute activations of each block in the backward pass, to save memory.
+        init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)`` or mmengine initialisers.
+
+    Raises:
+        ValueError: An argument does not fit, or an image has no whole patch.
+    """
+
+    # Tiny and small: HiViT's own sizes; base and large: those of iTPN.
+    arch_zoo = dict(
+        tiny=dict(embed_dims=384, depths=(1, 1, 10), num_heads=6),
+        small=dict(embed_dims=384, depths=(2, 2, 20), num_heads=6),
+        base=dict(embed_dims=512, depths=(3, 3, 24), num_heads=8),
+        large=dict(embed_dims=768, depths=(2, 2, 40), num_heads=12),
+    )
+    checkpoint_prefix = 'backbone.'
+
+    def __init__(
+        self,
+        arch: str | dict = 'base',
+        *,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        stem_mlp_ratio: float = 3.0,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        patch_norm: bool = True,
+        use_abs_pos_emb: bool = True,
+        rel_pos_bias: str | None = None,
+        layer_scale_init_value: float | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+        interpolate_offset: float = 0.1,
+        out_indices: Sequence[int] = (0, 1, 2),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        arch = self._parse_arch(arch)
+        self.embed_dims, self.depths, num_heads = arch['embed_dims'], tuple(arch['depths']), arch['num_heads']
+        self.patch_size = patch_size
+        self.grid = self._parse_grid(img_size, patch_size)
+        self.out_indices = self._parse_out_indices(out_indices)
+        if rel_pos_bias not in REL_POS_KINDS:
+            raise ValueError(f'`rel_pos_bias` must be one of {REL_POS_KINDS}, but got {rel_pos_bias!r}')
+        if rel_pos_bias == 'decomposed' and self.grid[0] != self.grid[1]:
+            raise ValueError(f"`rel_pos_bias='decomposed'` needs a square `img_size`, but got {img_size}")
+        if not -1 <= frozen_stages <= 3:
+            raise ValueError(f'`frozen_stages` must be in -1..3, but got {frozen_stages}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'`drop_path_rate` must be in [0, 1), but got {drop_path_rate}')
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        self.interpolate_offset = interpolate_offset
+
+        dims = (self.embed_dims // 4, self.embed_dims // 2, self.embed_dims)
+        self.out_channels = tuple(dims[i] for i in self.out_indices)
+        self.strides = tuple(patch_size // 4 * 2**i for i in self.out_indices)
+
+        self.patch_embed = PatchEmbed(in_channels, dims[0], patch_size // 4, patch_norm, norm_eps)
+        self.merges = nn.ModuleList(PatchMerge(dim, norm_eps) for dim in dims[:2])
+        rates = iter(torch.linspace(0, drop_path_rate, sum(self.depths)).tolist())
+        common = dict(layer_scale_init_value=layer_scale_init_value, drop_rate=drop_rate, norm_eps=norm_eps)
+
+        def rel_pos() -> nn.Module | None:
+            if rel_pos_bias == 'block':
+                return RelativePositionBias(self.grid, num_heads)
+            if rel_pos_bias == 'decomposed':
+                return DecomposedRelativePosition(self.grid[0], self.embed_dims // num_heads)
+            return None
+
+        self.stages = nn.ModuleList()
+        for dim, depth in zip(dims[:2], self.depths[:2], strict=True):
+            self.stages.append(
+                nn.ModuleList(
+                    MlpBlock(dim, stem_mlp_ratio, drop_path_rate=next(rates), **common) for _ in range(depth)
+                )
+            )
+        self.stages.append(
+            nn.ModuleList(
+                AttentionBlock(
+                    dims[2], num_heads, mlp_ratio, qkv_bias, rel_pos(), drop_path_rate=next(rates), **common
+                )
+                for _ in range(self.depths[2])
+            )
+        )
+        self.pos_embed = nn.Parameter(sincos_pos_embed(self.grid, self.embed_dims)) if use_abs_pos_emb else None
+        self.rel_pos = RelativePositionBias(self.grid, num_heads) if rel_pos_bias == 'shared' else None
+        self.drop_after_pos = nn.Dropout(drop_rate)
+        self.apply(self._init_linear)
+        self._freeze_stages()
+
+    @staticmethod
+    def _init_linear(module: nn.Module) -> None:
+        """Truncated normal of 0.02, as the released models are initialised (convolutions keep torch's default)."""
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @classmethod
+    def _parse_arch(cls, arch: str | dict) -> dict:
+        if isinstance(arch, str):
+            if arch not in cls.arch_zoo:
+                raise ValueError(f'`arch` must be a dict or one of {sorted(cls.arch_zoo)}, but got {arch!r}')
+            return cls.arch_zoo[arch]
+        keys = {'embed_dims', 'depths', 'num_heads'}
+        if not isinstance(arch, dict) or set(arch) != keys:
+            raise ValueError(f'`arch` must be a name or a dict with exactly the keys {sorted(keys)}, but got {arch!r}')
+        if len(arch['depths']) != 3 or min(arch['depths']) < 1:
+            raise ValueError(f"`arch['depths']` must be three numbers of at least 1, but got {arch['depths']}")
+        if arch['embed_dims'] % 4 or arch['embed_dims'] % arch['num_heads']:
+            raise ValueError(
+                f"`arch['embed_dims']` must be a multiple of 4 and of `num_heads`, but got {arch['embed_dims']} "
+                f'with {arch["num_heads"]} heads'
+            )
+        return arch
+
+    @staticmethod
+    def _parse_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+        if patch_size < 4 or patch_size % 4:
+            raise ValueError(f'`patch_size` must be a positive multiple of 4, but got {patch_size}')
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if len(size) != 2 or any(n < patch_size or n % patch_size for n in size):
+            raise ValueError(
+                f'`img_size` must be one or two positive multiples of patch_size={patch_size}, but got {img_size}'
+            )
+        return size[0] // patch_size, size[1] // patch_size
+
+    @staticmethod
+    def _parse_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+        indices = tuple(out_indices)
+        if not indices or any(i not in (0, 1, 2) for i in indices) or list(indices) != sorted(set(indices)):
+            raise ValueError(f'`out_indices` must be rising and out of (0, 1, 2), but got {out_indices}')
+        return indices
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 3, H, W) -> maps (B, C, H / s, W / s) of the stages ``out_indices``, s = 4, 8, 16.
+
+        H and W are padded with zeros to whole patches; the maps cover the padded image.
+        """
+        maps = self.forward_stages(x)
+        return tuple(maps[i].permute(0, 3, 1, 2) for i in self.out_indices)
+
+    def forward_stages(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs of the three stages, channels last.
+
+        Args:
+            x: Images (B, 3, H, W).
+            keep: Indices (B, V) of the patches to run, row-major over the grid; ``None`` runs all of them.
+
+        Returns:
+            (B, H/4, W/4, E/4), (B, H/8, W/8, E/2), (B, H/16, W/16, E); with ``keep``, the V patches stand in one
+            column: (B, 4V, 4, E/4), (B, 2V, 2, E/2), (B, V, 1, E).
+        """
+        x = self._pad(x)
+        height, width = (n // self.patch_size for n in x.shape[2:])
+        tokens = TokenGrid(height, width, keep, x.device)
+        if keep is not None:
+            x = gather_patches(x, keep, self.patch_size)
+        x = self.patch_embed(x)
+        maps = []
+        for blocks, merge in zip(self.stages[:2], self.merges, strict=True):
+            for block in blocks:
+                x = self._run(block, x)
+            maps.append(x)
+            x = merge(x)
+        shape = x.shape
+        x = self.run_attention(x.flatten(1, 2), tokens)
+        return *maps, x.view(shape)
+
+    def run_attention(self, x: Tensor, tokens: TokenGrid) -> Tensor:
+        """Stage 3 on a sequence without positions: (B, L, E) -> (B, L, E). The one step that mixes patches."""
+        if self.pos_embed is not None:
+            x = x + self.position(tokens)
+        x = self.drop_after_pos(x)
+        bias = None if self.rel_pos is None else self.rel_pos(x, tokens)
+        for block in self.stages[2]:
+            x = self._run(block, x, tokens, bias)
+        return x
+
+    def position(self, tokens: TokenGrid) -> Tensor:
+        """Position embedding of the tokens: (1, L, E), or (B, V, E) if only some are kept."""
+        pos = resize_pos_embed(self.pos_embed, self.grid, (tokens.height, tokens.width), self.interpolate_offset)
+        return pos if tokens.keep is None else pos[0][tokens.keep]
+
+    def _run(self, block: nn.Module, *args) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(block, *args, use_reentrant=False)
+        return block(*args)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        p = self.patch_size
+        height, width = x.shape[2:]
+        if height < p or width < p:
+            raise ValueError(f'images must be at least one patch ({p} x {p} pixels), but got {height} x {width}')
+        bottom, right = -height % p, -width % p
+        return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+    def train(self, mode: bool = True) -> 'HiViT':
+        """Set the mode; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        modules = [self.patch_embed, *self.stages[: self.frozen_stages], *self.merges[: max(self.frozen_stages - 1, 0)]]
+        parameters = []
+        if self.frozen_stages == 3:
+            parameters.append(self.pos_embed)
+            modules += [self.rel_pos, self.drop_after_pos]
+        for module in filter(None, modules):
+            module.eval()
+            parameters.extend(module.parameters())
+        for parameter in filter(lambda p: p is not None, parameters):
+            parameter.requires_grad_(False)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '', unit: str = 'block') -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning rate decay.
+
+        Args:
+            param_name: Name of the parameter, starting with ``prefix``.
+            prefix: Where the backbone stands in the model, e.g. ``'backbone.'``.
+            unit: What counts as a layer. ``'block'``: each block of each stage; a merge belongs to the block before it
+                (the authors' classification). ``'attention'``: each attention block; all before is layer 0 (the
+                authors' HiViT constructor for detection).
+
+        Returns:
+            Layer id from 0 (input), and the number of layers with that of the neck and heads as the last.
+        """
+        if unit not in ('block', 'attention'):
+            raise ValueError(f"`unit` must be 'block' or 'attention', but got {unit!r}")
+        num_stem = 0 if unit == 'attention' else sum(self.depths[:2])
+        num_layers = num_stem + self.depths[2] + 2
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
+        kind, *rest = param_name.removeprefix(prefix).split('.')
+        if kind == 'stages':
+            stage, index = int(rest[0]), int(rest[1])
+            if stage == 2:
+                return num_stem + index + 1, num_layers
+            return (sum(self.depths[:stage]) + index + 1 if num_stem else 0), num_layers
+        if kind == 'merges':
+            return (sum(self.depths[: int(rest[0]) + 1]) if num_stem else 0), num_layers
+        return 0, num_layers  # patch embedding and position parameters

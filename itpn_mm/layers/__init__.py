@@ -1,0 +1,37 @@
+"""Building blocks on channels-last tensors; they need torch alone and know no model."""
+
+from .attention import Attention
+from .block import AttentionBlock, DropPath, LayerScale, MlpBlock
+from .mlp import Mlp
+from .patch import PatchEmbed, PatchMerge, PatchSplit, gather_patches, patchify, unpatchify
+from .position import (
+    DecomposedRelativePosition,
+    RelativePositionBias,
+    TokenGrid,
+    resize_pos_embed,
+    resize_rel_pos_1d,
+    resize_rel_pos_table,
+    sincos_pos_embed,
+)
+
+__all__ = [
+    'Attention',
+    'AttentionBlock',
+    'DecomposedRelativePosition',
+    'DropPath',
+    'LayerScale',
+    'Mlp',
+    'MlpBlock',
+    'PatchEmbed',
+    'PatchMerge',
+    'PatchSplit',
+    'RelativePositionBias',
+    'TokenGrid',
+    'gather_patches',
+    'patchify',
+    'resize_pos_embed',
+    'resize_rel_pos_1d',
+    'resize_rel_pos_table',
+    'sincos_pos_embed',
+    'unpatchify',
+]

@@ -1,0 +1,55 @@
+"""Multi-head self-attention on sequences."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .position import TokenGrid
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (B, L, C), computed by ``scaled_dot_product_attention``.
+
+    Without a relative position no L x L tensor is ever built.
+
+    Args:
+        dim: Channels C, a multiple of ``num_heads``.
+        num_heads: Number of heads.
+        qkv_bias: Whether queries, keys and values have biases.
+        rel_pos: Module called with the queries (B, heads, L, C / heads) and the :class:`TokenGrid`; gives the bias
+            (B or 1, heads, L, L) added to the scaled logits.
+        drop_rate: Dropout after the output projection.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        rel_pos: nn.Module | None = None,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.rel_pos = rel_pos
+        self.proj = nn.Linear(dim, dim)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(
+        self, x: Tensor, tokens: TokenGrid | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Attend within each sequence: (B, L, C) -> (B, L, C).
+
+        Args:
+            x: Sequences.
+            tokens: Where on the grid the L tokens lie; needed by ``rel_pos`` only.
+            bias: Bias (B or 1, heads, L, L) that all blocks share, or a boolean mask (True: may attend).
+        """
+        b, length, c = x.shape
+        q, k, v = (
+            self.qkv(x).view(b, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        )  # (b, heads, l, d) each
+        if self.rel_pos is not None:
+            bias = self.rel_pos(q, tokens)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.drop(self.proj(x.transpose(1, 2).reshape(b, length, c)))

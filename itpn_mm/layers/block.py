@@ -1,0 +1,95 @@
+"""Residual blocks and what stands on their branches."""
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attention
+from .mlp import Mlp
+from .position import TokenGrid
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop the whole branch of an image with probability ``rate``, scale the kept ones.
+
+    The first axis must be images (not patches), so that an image keeps or loses the branch as a whole.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * keep.div_(1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f'rate={self.rate:.3g}'
+
+
+class LayerScale(nn.Module):
+    """Learned scale of each channel of a branch (CaiT)."""
+
+    def __init__(self, dim: int, init_value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), float(init_value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+def _scale(dim: int, init_value: float | None) -> nn.Module:
+    return nn.Identity() if init_value is None else LayerScale(dim, init_value)
+
+
+class MlpBlock(nn.Module):
+    """Residual channel MLP, the block of stages 1 and 2 and of the pyramid: (..., C) -> (..., C), position by position."""
+
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float,
+        layer_scale_init_value: float | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.norm2 = nn.LayerNorm(dim, norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
+        self.ls2 = _scale(dim, layer_scale_init_value)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class AttentionBlock(MlpBlock):
+    """Transformer block, the block of stage 3 and of the decoder: (B, L, C) -> (B, L, C)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        qkv_bias: bool = True,
+        rel_pos: nn.Module | None = None,
+        layer_scale_init_value: float | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__(
+            dim, mlp_ratio, layer_scale_init_value, drop_rate, drop_path_rate, norm_eps
+        )
+        self.norm1 = nn.LayerNorm(dim, norm_eps)
+        self.attn = Attention(dim, num_heads, qkv_bias, rel_pos, drop_rate)
+        self.ls1 = _scale(dim, layer_scale_init_value)
+
+    def forward(
+        self, x: Tensor, tokens: TokenGrid | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """See :meth:`Attention.forward` for ``tokens`` and ``bias``."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), tokens, bias)))
+        return super().forward(x)

@@ -1,0 +1,173 @@
+"""The feature pyramid that is pre-trained together with the backbone (paper, Section 3.2)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from itpn_mm.checkpoint.pretrained import PretrainedModule
+from itpn_mm.layers import MlpBlock, PatchSplit
+from itpn_mm.registry import MODELS
+
+POOLS = {'avg': F.avg_pool2d, 'max': F.max_pool2d}
+
+
+@MODELS.register_module()
+class TransformerPyramidNeck(PretrainedModule):
+    """Top-down pyramid of token splitting and channel MLPs: V^S = U^S, V^s = U^s + g^s(V^(s+1)).
+
+    Every step is point-wise or splits a token into 2 x 2, so maps of a few patches and maps of a whole image go through
+    the same code. Levels are called by stride: ``p4``, ``p8``, ``p16``. What no chosen level needs is not built, so
+    every parameter gets a gradient.
+
+    Args:
+        in_channels: Channels of the backbone's maps, finest first.
+        out_channels: Channels F of every level.
+        in_strides: Strides of the backbone's maps, each twice the one before.
+        out_strides: Strides to return, rising: any of ``in_strides``, and coarser ones pooled from the last level.
+        depth: Channel-MLP blocks after each splitting: one number, or one per splitting, finest first. The authors
+            use 2 for pixel supervision and 1 for CLIP supervision.
+        mlp_ratio: MLP ratio.
+        bias: Whether splitting and all lateral projections have biases (Fast-iTPN); the top one always has.
+        pool: How coarser levels come about: ``'avg'`` (as in the authors' detection) or ``'max'`` (segmentation).
+        concat_inputs: Whether each level is joined on channels by the backbone's map (the authors' UPerNet).
+        norm_eps: Epsilon of all LayerNorms.
+        init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)`` or mmengine initialisers.
+
+    Attributes:
+        level_channels: Channels of each returned map.
+
+    Raises:
+        ValueError: An argument does not fit, or maps arrive that do not fit the arguments.
+    """
+
+    checkpoint_prefix = 'neck.'
+
+    def __init__(
+        self,
+        in_channels: Sequence[int] = (128, 256, 512),
+        out_channels: int = 256,
+        *,
+        in_strides: Sequence[int] = (4, 8, 16),
+        out_strides: Sequence[int] = (4, 8, 16, 32, 64),
+        depth: int | Sequence[int] = 2,
+        mlp_ratio: float = 4.0,
+        bias: bool = False,
+        pool: str = 'avg',
+        concat_inputs: bool = False,
+        norm_eps: float = 1e-6,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.in_channels, self.in_strides = tuple(in_channels), tuple(in_strides)
+        self.out_channels, self.out_strides = out_channels, tuple(out_strides)
+        self._check_strides()
+        if pool not in POOLS:
+            raise ValueError(f'`pool` must be one of {sorted(POOLS)}, but got {pool!r}')
+        self.pool = POOLS[pool]
+        self.concat_inputs = concat_inputs
+        num_splits = len(self.in_strides) - 1
+        depths = (depth,) * num_splits if isinstance(depth, int) else tuple(depth)
+        if len(depths) != num_splits or min(depths, default=0) < 0:
+            raise ValueError(f'`depth` must be one number, or {num_splits} for {num_splits} splittings, but got {depth}')
+
+        top = self.in_strides[-1]
+        levels = {s for s in self.out_strides if s < top} | ({top} if self.out_strides[-1] >= top else set())
+        self._levels = tuple(s for s in self.in_strides if s in levels)  # those that are returned or pooled
+        channels = dict(zip(self.in_strides, self.in_channels, strict=True))
+
+        self.laterals, self.splits, self.blocks = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for stride, num_blocks in zip(self.in_strides[:-1], depths, strict=True):
+            if stride < self._levels[0]:
+                continue
+            above = channels[top] if 2 * stride == top else out_channels
+            self.laterals[f'p{stride}'] = nn.Linear(channels[stride], out_channels, bias=bias)
+            self.splits[f'p{stride}'] = PatchSplit(above, out_channels, bias, norm_eps)
+            self.blocks[f'p{stride}'] = nn.Sequential(
+                *(MlpBlock(out_channels, mlp_ratio, norm_eps=norm_eps) for _ in range(num_blocks))
+            )
+        if top in self._levels and channels[top] != out_channels:
+            self.laterals[f'p{top}'] = nn.Linear(channels[top], out_channels)
+        self.outputs = nn.ModuleDict(
+            {f'p{s}': MlpBlock(out_channels, mlp_ratio, norm_eps=norm_eps) for s in self._levels}
+        )
+        extra = {s: channels[min(s, top)] if concat_inputs else 0 for s in self.out_strides}
+        self.level_channels = tuple(out_channels + extra[s] for s in self.out_strides)
+        self.apply(self._init_linear)
+
+    @staticmethod
+    def _init_linear(module: nn.Module) -> None:
+        """Truncated normal of 0.02, as the released models are initialised."""
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def _check_strides(self) -> None:
+        ins, outs = self.in_strides, self.out_strides
+        if len(ins) != len(self.in_channels):
+            raise ValueError(f'`in_channels` {self.in_channels} and `in_strides` {ins} must be of one length')
+        if not ins or any(b != 2 * a for a, b in zip(ins, ins[1:], strict=False)):
+            raise ValueError(f'`in_strides` must double from one to the next, but got {ins}')
+        allowed = ins + tuple(ins[-1] * 2**k for k in range(1, 4))
+        if not outs or list(outs) != sorted(set(outs)) or any(s not in allowed for s in outs):
+            raise ValueError(f'`out_strides` must be rising and out of {allowed}, but got {outs}')
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Maps (B, C, H / s, W / s) of the backbone -> maps (B, F, H / s, W / s) at ``out_strides``."""
+        maps = [x.permute(0, 2, 3, 1) for x in inputs]
+        self._check_maps(maps)
+        levels = {s: x.permute(0, 3, 1, 2) for s, x in self.forward_levels(maps).items()}
+        if self.concat_inputs:
+            backbone = dict(zip(self.in_strides, inputs, strict=True))
+            levels = {s: torch.cat([x, backbone[s]], dim=1) for s, x in levels.items()}
+        stride = self.in_strides[-1]
+        while stride < self.out_strides[-1]:
+            levels[2 * stride] = self._pool(levels[stride], 2 * stride)
+            stride *= 2
+        return tuple(levels[s] for s in self.out_strides)
+
+    def forward_levels(self, maps: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The levels that are not pooled, by stride, channels last: (N, H, W, C) of any patches -> (N, H, W, F).
+
+        ``maps`` are channels-last stage outputs, as of :meth:`itpn_mm.backbones.HiViT.forward_stages`.
+        """
+        top = self.in_strides[-1]
+        laterals = dict(zip(self.in_strides, maps, strict=True))
+        x, levels = laterals[top], {}
+        if top in self._levels:
+            name = f'p{top}'
+            lateral = self.laterals[name](x) if name in self.laterals else x
+            levels[top] = self.outputs[name](lateral)
+        for stride in reversed(self.in_strides[:-1]):
+            name = f'p{stride}'
+            if name not in self.splits:
+                break
+            x = self.blocks[name](self.splits[name](x) + self.laterals[name](laterals[stride]))
+            if stride in self._levels:
+                levels[stride] = self.outputs[name](x)
+        return levels
+
+    def _check_maps(self, maps: list[Tensor]) -> None:
+        found = tuple(x.shape[-1] for x in maps)
+        if found != self.in_channels:
+            raise ValueError(
+                f'`in_channels` of the neck is {self.in_channels}, but the backbone gives maps of {found} channels; '
+                f'set neck.in_channels={found} or change `out_indices` of the backbone'
+            )
+        for fine, coarse in zip(maps, maps[1:], strict=False):
+            if fine.shape[1:3] != (2 * coarse.shape[1], 2 * coarse.shape[2]):
+                raise ValueError(
+                    f'maps of neighbouring strides must differ by a factor of 2, but got {tuple(fine.shape[1:3])} and '
+                    f'{tuple(coarse.shape[1:3])}; pad images to a multiple of {self.in_strides[-1]} '
+                    '(`pad_size_divisor` of the data preprocessor)'
+                )
+
+    def _pool(self, x: Tensor, stride: int) -> Tensor:
+        if min(x.shape[2:]) < 2:
+            raise ValueError(
+                f'the image is too small for a level of stride {stride}: the level below is {tuple(x.shape[2:])}; '
+                f'leave {stride} out of `out_strides` or take images of at least {stride} pixels'
+            )
+        return self.pool(x, 2)
