@@ -1,14 +1,14 @@
 """HiViT and the Transformer pyramid as the formulas read: the yardstick of `tools/benchmark.py`.
 
-Every tensor of stages 1 and 2 and of the pyramid has the layout (B, N, h, w, C): N patches of 16x16 pixels, each
-with its own h x w grid of sub-tokens, which is how the papers describe them. Attention is softmax(q k^T) v with
-the N x N matrix, nothing is fused. Parameter names are those of `itpn_mm`, so that one state dict fits both.
-Drop path and dropout are left out: inference only.
+Every tensor of stages 1 and 2 and of the pyramid has the layout (B, N, h, w, C): N patches of 16x16
+pixels, each with its own h x w grid of sub-tokens, which is how the papers describe them. Attention
+is softmax(q k^T) v with the N x N matrix, nothing is fused. Parameter names are those of `itpn_mm`,
+so that one state dict fits both. Drop path and dropout are left out: inference only.
 """
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ class AttentionBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """4x4 convolution with stride 4, regrouped so that a 16x16 patch is one token with a 4x4 inner grid."""
+    """4x4 convolution with stride 4, regrouped: a 16x16 patch is a token with a 4x4 inner grid."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -126,7 +126,10 @@ class PatchSplit(nn.Module):
 
 
 class PlainHiViT(nn.Module):
-    """The trunk: token features of the three stages, (B, N, 4, 4, E/4), (B, N, 2, 2, E/2), (B, N, 1, 1, E)."""
+    """The trunk: token features of the three stages.
+
+    Shapes (B, N, 4, 4, E / 4), (B, N, 2, 2, E / 2) and (B, N, 1, 1, E).
+    """
 
     def __init__(
         self,
@@ -184,10 +187,15 @@ class PlainHiViT(nn.Module):
 
 
 class PlainPyramid(nn.Module):
-    """Coarse to fine: split, add the projected trunk feature, MLP blocks; one more block for each output."""
+    """Coarse to fine: split, add the projected trunk feature, MLP blocks; one more per output."""
 
     def __init__(
-        self, in_channels: Sequence[int], out_channels: int, depth: int, mlp_ratio: float, eps: float
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        depth: int,
+        mlp_ratio: float,
+        eps: float,
     ) -> None:
         super().__init__()
         c4, c8, c16 = in_channels
@@ -200,11 +208,16 @@ class PlainPyramid(nn.Module):
         if c16 != out_channels:
             self.laterals['p16'] = nn.Linear(c16, out_channels)
         self.splits = nn.ModuleDict(
-            dict(p8=PatchSplit(c16, out_channels, eps), p4=PatchSplit(out_channels, out_channels, eps))
+            dict(
+                p8=PatchSplit(c16, out_channels, eps),
+                p4=PatchSplit(out_channels, out_channels, eps),
+            )
         )
         self.blocks = nn.ModuleDict(
             {
-                level: nn.Sequential(*(MlpBlock(out_channels, mlp_ratio, eps) for _ in range(depth)))
+                level: nn.Sequential(
+                    *(MlpBlock(out_channels, mlp_ratio, eps) for _ in range(depth))
+                )
                 for level in ('p8', 'p4')
             }
         )
@@ -213,7 +226,7 @@ class PlainPyramid(nn.Module):
         )
 
     def forward(self, u4: Tensor, u8: Tensor, u16: Tensor) -> list[Tensor]:
-        """Token features of stages 1, 2, 3 -> token features of strides 4, 8, 16, all of `out_channels`."""
+        """Token features of stages 1, 2, 3 -> those of strides 4, 8, 16, all of `out_channels`."""
         v16 = self.laterals['p16'](u16) if 'p16' in self.laterals else u16
         v8 = self.blocks['p8'](self.splits['p8'](u16) + self.laterals['p8'](u8))
         v4 = self.blocks['p4'](self.splits['p4'](v8) + self.laterals['p4'](u4))
@@ -259,7 +272,7 @@ class PlainModel(nn.Module):
         """(B, 3, H, W), H and W multiples of 16 -> maps (B, out_channels, H / s, W / s), finest first."""
         height, width = img.shape[2:]
         if height % 16 or width % 16:
-            raise ValueError(f'`img` must have sides that are multiples of 16, but got {height}x{width}')
+            raise ValueError(f'sides of `img` must be multiples of 16: {height}x{width}')
         levels = self.neck(*self.backbone(img))
         maps = [tokens_to_map(level, height // 16, width // 16) for level in levels]
         for _ in range(2):
