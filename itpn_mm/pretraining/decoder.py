@@ -1,0 +1,108 @@
+"""The pre-training decoder on top of the pyramid; it is thrown away afterwards."""
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from itpn_mm.layers import AttentionBlock, sincos_pos_embed
+from itpn_mm.registry import MODELS
+
+from .masking import PatchMask
+
+
+class LevelEmbed(nn.Module):
+    """One token per patch from the k x k sub-tokens of a pyramid level: (B, V * k, k, F) -> (B, V, D)."""
+
+    def __init__(self, in_channels: int, embed_dims: int, side: int, norm_eps: float) -> None:
+        super().__init__()
+        self.embed_dims, self.side = embed_dims, side
+        self.norm = nn.LayerNorm(in_channels, norm_eps)
+        self.proj = nn.Linear(in_channels, embed_dims // side**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.norm(x)).view(x.shape[0], -1, self.embed_dims)
+
+
+@MODELS.register_module()
+class MIMDecoder(BaseModule):
+    """Transformer that fills in the masked patches from the sum of all pyramid levels (paper, Section 3.2).
+
+    Args:
+        in_channels: Channels F of the pyramid.
+        strides: Strides of the pyramid levels, finest first; the last is that of a patch.
+        embed_dims: Width D, a multiple of the number of sub-tokens in a patch of the finest level.
+        depth: Number of blocks.
+        num_heads: Number of heads.
+        mlp_ratio: MLP ratio.
+        img_size: Side of square images; sets the grid of the fixed sine-cosine position embedding. Other grids get
+            theirs computed on the fly.
+        patch_size: Side of a patch in pixels.
+        norm_eps: Epsilon of all LayerNorms.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 256,
+        strides: Sequence[int] = (4, 8, 16),
+        embed_dims: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        img_size: int = 224,
+        patch_size: int = 16,
+        norm_eps: float = 1e-6,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.in_channels, self.strides, self.embed_dims = in_channels, tuple(strides), embed_dims
+        sides = [self.strides[-1] // s for s in self.strides]
+        if embed_dims % max(sides) ** 2 or embed_dims % num_heads:
+            raise ValueError(
+                f'`embed_dims` of the decoder must be a multiple of {max(sides) ** 2} (sub-tokens in a patch at stride '
+                f'{self.strides[0]}) and of num_heads={num_heads}, but got {embed_dims}'
+            )
+        self.embeds = nn.ModuleDict(
+            {
+                f'p{s}': LevelEmbed(in_channels, embed_dims, side, norm_eps)
+                for s, side in zip(self.strides, sides, strict=True)
+            }
+        )
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
+        self.grid = (img_size // patch_size, img_size // patch_size)
+        self.register_buffer('pos_embed', sincos_pos_embed(self.grid, embed_dims))
+        self.blocks = nn.ModuleList(
+            AttentionBlock(embed_dims, num_heads, mlp_ratio, norm_eps=norm_eps) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(embed_dims, norm_eps)
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.apply(self._init_linear)
+
+    @staticmethod
+    def _init_linear(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, levels: dict[int, Tensor], mask: PatchMask, grid: tuple[int, int]) -> Tensor:
+        """Decode the visible patches into tokens of all patches.
+
+        Args:
+            levels: Pyramid levels of the visible patches by stride, (B, V * k, k, F) with k = patch / stride.
+            mask: Visible and masked patches.
+            grid: Grid (h, w) of all patches.
+
+        Returns:
+            Tokens (B, L, D), row-major.
+        """
+        visible = sum(self.embeds[f'p{s}'](levels[s]) for s in self.strides)
+        # Each level would be filled with the mask token before the sum, hence its factor.
+        filler = (len(self.strides) * self.mask_token).to(visible.dtype)
+        num_patches = grid[0] * grid[1]
+        x = filler.expand(visible.shape[0], num_patches, -1)
+        x = x.scatter(1, mask.keep.unsqueeze(-1).expand_as(visible), visible)
+        x = x + (self.pos_embed if grid == self.grid else sincos_pos_embed(grid, self.embed_dims).to(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)

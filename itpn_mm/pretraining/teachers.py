@@ -1,0 +1,57 @@
+"""Where the feature targets come from."""
+
+import torch
+from mmengine.model import ExponentialMovingAverage
+from torch import Tensor, nn
+
+from itpn_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class EMATeacher(ExponentialMovingAverage):
+    """Exponential moving average of the online backbone (paper, Section 3.3, option i).
+
+    It is never trained, runs in evaluation mode, and is updated once per optimiser step by
+    :class:`itpn_mm.engine.EMATeacherHook`, which also makes it equal to the backbone when training starts.
+
+    Args:
+        backbone: The online backbone; copied.
+        momentum: Share of the old teacher kept in each update, as the paper counts it (mmengine counts 1 - momentum).
+
+    Raises:
+        ValueError: ``momentum`` is not in (0, 1).
+    """
+
+    def __init__(self, backbone: nn.Module, momentum: float = 0.996) -> None:
+        if not 0 < momentum < 1:
+            raise ValueError(f'`momentum` of EMATeacher must be in (0, 1), but got {momentum}')
+        super().__init__(backbone, momentum=1 - momentum)
+        self._started = False
+
+    @property
+    def started(self) -> bool:
+        """Whether the teacher was ever made equal to the backbone (read from the device until it was)."""
+        self._started = self._started or bool(self.steps > 0)
+        return self._started
+
+    def train(self, mode: bool = True) -> 'EMATeacher':
+        """Stay in evaluation mode: targets know no stochastic depth."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, patches: Tensor) -> tuple[Tensor, ...]:
+        """Stage outputs of the given patches alone, each with its own position.
+
+        Args:
+            images: Images (B, 3, H, W).
+            patches: Indices (B, N) of patches.
+
+        Returns:
+            (B, N * k, k, C) of each stage, k = 4, 2, 1.
+        """
+        if not self.started:
+            raise RuntimeError(
+                "the EMA teacher was never started: add dict(type='itpn_mm.EMATeacherHook') to `custom_hooks`, "
+                'or call `model.teacher.update_parameters(model.backbone)` yourself after every optimiser step'
+            )
+        return self.module.forward_stages(images, patches)
