@@ -1,0 +1,14 @@
+"""Tools of a training run, for every OpenMMLab package: optimizer settings, hooks, checks."""
+
+from .ema_hook import EMATeacherHook
+from .layer_decay import LayerDecayOptimWrapperConstructor
+from .model_fit import check_model_fits
+from .preflight import PreflightHook, check_config
+
+__all__ = [
+    'EMATeacherHook',
+    'LayerDecayOptimWrapperConstructor',
+    'PreflightHook',
+    'check_config',
+    'check_model_fits',
+]

@@ -1,0 +1,53 @@
+"""Keeps the EMA teacher of a pre-training model in step with the optimizer."""
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from ..registry import HOOKS
+
+
+@HOOKS.register_module()
+class EMATeacherHook(Hook):
+    """Copy `model.backbone` into `model.teacher` before training, then average it in.
+
+    The teacher is an `mmengine.model.ExponentialMovingAverage`, such as `itpn_mm.EMATeacher`. It is
+    filled after the checkpoint was loaded, unless that held a teacher already trained, and moves
+    once for each step of the optimizer, not for each iteration of gradient accumulation. (A step
+    that mixed precision skips because of an infinite gradient counts as one: nothing tells.)
+
+    Raises:
+        ValueError: The model has no such teacher.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Start the teacher as a copy of the online backbone."""
+        model = unwrap(runner.model)
+        teacher = getattr(model, 'teacher', None)
+        if not hasattr(teacher, 'update_parameters') or not hasattr(model, 'backbone'):
+            raise ValueError(
+                f'`custom_hooks` has {type(self).__name__}, but {type(model).__name__}.teacher is '
+                f'{type(teacher).__name__}; give the model an EMA teacher or remove the hook'
+            )
+        if teacher.steps == 0:
+            teacher.update_parameters(model.backbone)
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | tuple | list | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Move the teacher if the iteration ended with a step of the optimizer."""
+        # The count behind this answer rises in `backward` only, so here it is still the one that
+        # decided about the step.
+        if runner.optim_wrapper.should_update():
+            model = unwrap(runner.model)
+            model.teacher.update_parameters(model.backbone)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside a wrapper for distributed training, or the model itself."""
+    return model.module if is_model_wrapper(model) else model
