@@ -139,9 +139,8 @@ def _check_evaluator(evaluator: Any, key: str) -> None:
     if isinstance(evaluator, (list, tuple)):
         for i, member in enumerate(evaluator):
             _check_evaluator(member, f'{key}.{i}')
-    elif isinstance(evaluator, dict):
-        if _is_local(evaluator):
-            _check_path(evaluator.get('ann_file'), f'{key}.ann_file')
+    elif isinstance(evaluator, dict) and _is_local(evaluator):
+        _check_path(evaluator.get('ann_file'), f'{key}.ann_file')
 
 
 def _check_initial_weights(cfg: Any, key: str) -> None:
