@@ -76,8 +76,9 @@ def sincos_pos_embed(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def _interpolate(x: Tensor, mode: str, **kwargs) -> Tensor:
-    """``F.interpolate`` in float32 (half precision would lose the small offsets); the dtype is restored."""
-    return F.interpolate(x.float(), mode=mode, align_corners=False, **kwargs).to(x.dtype)
+    """``F.interpolate`` in at least float32 (half precision would lose the small offsets); the dtype is restored."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.interpolate(wide, mode=mode, align_corners=False, **kwargs).to(x.dtype)
 
 
 def resize_pos_embed(

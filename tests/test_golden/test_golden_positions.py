@@ -1,0 +1,98 @@
+"""Position tables against the released code that makes and resizes them."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from itpn_mm.layers import (
+    DecomposedRelativePosition,
+    TokenGrid,
+    resize_pos_embed,
+    resize_rel_pos_1d,
+    resize_rel_pos_table,
+    sincos_pos_embed,
+)
+from tests.golden import DTYPES, INDEX, assert_matches, load
+
+RUNTIME = 'i1_pos_embed_runtime'
+AT_LOAD = 'i2_pos_embed_load_bicubic'
+JOINT = 'i4_rel_pos_table_bicubic'
+DECOMPOSED = 'i5_decomposed_rel_pos'
+SINCOS = 'i6_sincos_pos_embed'
+
+pytestmark = pytest.mark.parametrize('dtype', DTYPES)
+
+
+def rows(name):
+    assert INDEX[name]['rows']
+    return [pytest.param(row, id=row.get('name', row.get('tensor'))) for row in INDEX[name]['rows']]
+
+
+@pytest.mark.parametrize('row', rows(RUNTIME))
+def test_golden_resize_at_run_time(row, dtype):
+    tensors = load(RUNTIME, dtype)
+    table = tensors[row['input']]
+    side = round(table.shape[1] ** 0.5)
+    grid = tuple(row['out_grid'])
+    if row['tensor'].endswith('_masked'):
+        # The reference resamples its own grid while patches are masked (scale 4.1 / 4). That is an
+        # accident, which `resize_pos_embed` does not repeat, so it is done by hand here.
+        assert resize_pos_embed(table, (side, side), grid, 0.1) is table
+        result = resample(table, side, grid)
+    else:
+        result = resize_pos_embed(table, (side, side), grid, 0.1)
+        assert (result is table) == row['identity']
+    assert_matches(result, tensors[row['tensor']], RUNTIME, row['tensor'])
+
+
+def resample(table, side, grid):
+    x = table.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    x = F.interpolate(x, scale_factor=tuple((n + 0.1) / side for n in grid), mode='bicubic')
+    return x.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize('row', rows(AT_LOAD))
+def test_golden_resize_at_load(row, dtype):
+    tensors, extra = load(AT_LOAD, dtype), row['extra_tokens']
+    old, new = tensors[f'in/{row["name"]}'], tensors[f'out/{row["name"]}']
+    src, dst = (round((t.shape[1] - extra) ** 0.5) for t in (old, new))
+    result = resize_pos_embed(old[:, extra:], (src, src), (dst, dst))
+    assert_matches(result, new[:, extra:], AT_LOAD, row['name'])
+
+
+@pytest.mark.parametrize('row', rows(JOINT))
+def test_golden_resize_joint_table(row, dtype):
+    tensors = load(JOINT, dtype)
+    src, dst = ((row[key],) * 2 for key in ('src_window', 'dst_window'))
+    result = resize_rel_pos_table(tensors[f'in/{row["name"]}'], src, dst)
+    assert_matches(result, tensors[f'out/{row["name"]}'], JOINT, row['name'])
+
+
+@pytest.mark.parametrize('row', rows(DECOMPOSED))
+def test_golden_decomposed_table(row, dtype):
+    tensors, size = load(DECOMPOSED, dtype), row['size']
+    table, expected = tensors[f'in/{row["name"]}'], tensors[f'out/{row["name"]}']
+    resized = resize_rel_pos_1d(table, size)
+    difference = torch.arange(size).unsqueeze(1) - torch.arange(size) + size - 1
+    assert_matches(resized[difference], expected, DECOMPOSED, row['name'])
+
+    # The module gives q . R_row + q . R_column: a unit vector as query reads one channel of R.
+    dim = table.shape[1]
+    module = DecomposedRelativePosition(row['table_window'], dim).to(dtype)
+    with torch.no_grad():
+        module.table_h.copy_(table)  # the other table stays zero
+        for channel in range(dim):
+            q = torch.eye(dim, dtype=dtype)[channel].expand(1, 1, size, dim)
+            bias = module(q, TokenGrid(size, 1))  # a grid of one column
+            assert_matches(bias[0, 0], expected[..., channel], DECOMPOSED, row['name'])
+
+
+def test_golden_sincos(dtype):
+    tensors = load(SINCOS, dtype)
+    assert tensors
+    for key, expected in tensors.items():
+        dim, side, *step = map(int, re.findall(r'\d+', key))  # one has every 13th token only
+        table = sincos_pos_embed((side, side), dim)[0, :: step[0] if step else 1].to(dtype)
+        assert_matches(table, expected, SINCOS, key)
