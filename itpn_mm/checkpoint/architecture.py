@@ -1,0 +1,269 @@
+"""What a state dict in our layout says about its model, and how that differs from another."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+
+
+def inspect(state: State) -> dict[str, dict[str, Any] | None]:
+    """Read widths, depths and options of backbone and pyramid off the tensors of a state dict in
+    our layout.
+
+    Args:
+        state: State dict with names ``backbone.*`` and ``neck.*`` (see
+            :func:`itpn_mm.checkpoint.remap`).
+
+    Returns:
+        ``{'backbone': ..., 'neck': ...}``, each ``None`` where the state dict has no such part; for
+        what is in them see :func:`inspect_backbone` and :func:`inspect_neck`.
+    """
+    return {
+        part: reader(take_prefix(state, f'{part}.')) or None
+        for part, reader in (('backbone', inspect_backbone), ('neck', inspect_neck))
+    }
+
+
+def take_prefix(state: State, prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with ``prefix``, without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
+
+
+def inspect_backbone(state: State) -> dict[str, Any]:
+    """Arguments of a HiViT from its state dict; empty if it is not one.
+
+    Returns:
+        ``embed_dims``, ``depths``, ``in_channels``, ``patch_size``, ``stem_mlp_ratio``,
+        ``mlp_ratio``, ``qkv_bias``, ``patch_norm``, ``use_abs_pos_emb``, ``layer_scale`` (bool),
+        ``rel_pos_bias``, ``rel_pos_shape`` (of a table), ``num_heads`` (``None`` where no relative
+        position tells) and ``grid`` (of the position embedding, if square).
+    """
+    stages = [_count(state, rf'stages\.{i}') for i in range(3)]
+    proj = state.get('patch_embed.proj.weight')
+    if proj is None or not all(stages):
+        return {}
+    embed_dims = 4 * proj.shape[0]
+    kind, table = _relative_position(state)
+    num_heads = None
+    if kind is not None:
+        num_heads = embed_dims // table.shape[1] if kind == 'decomposed' else table.shape[1]
+    pos = state.get('pos_embed')
+    return dict(
+        embed_dims=embed_dims,
+        depths=tuple(stages),
+        num_heads=num_heads,
+        in_channels=proj.shape[1],
+        patch_size=4 * proj.shape[2],
+        patch_norm='patch_embed.norm.weight' in state,
+        stem_mlp_ratio=_mlp_ratio(state, r'stages\.[01]\.0'),
+        mlp_ratio=_mlp_ratio(state, r'stages\.2\.0'),
+        qkv_bias='stages.2.0.attn.qkv.bias' in state,
+        use_abs_pos_emb=pos is not None,
+        grid=None if pos is None else square_grid(pos.shape[1]),
+        layer_scale='stages.2.0.ls2.gamma' in state,
+        rel_pos_bias=kind,
+        rel_pos_shape=None if kind is None else tuple(table.shape),
+    )
+
+
+def inspect_neck(state: State) -> dict[str, Any]:
+    """Arguments of a TransformerPyramidNeck from its state dict; empty if it is not one.
+
+    Returns:
+        ``out_channels``, ``mlp_ratio``, ``bias`` (``None`` if only the top level is there),
+        ``in_channels`` and ``depth`` by stride, and ``levels``, the strides of the levels that are
+        there.
+    """
+    levels = sorted(
+        {
+            int(m[1])
+            for m in map(re.compile(r'outputs\.p(\d+)\.norm2\.weight').fullmatch, state)
+            if m
+        }
+    )
+    if not levels:
+        return {}
+    splits = sorted(
+        {
+            int(m[1])
+            for m in map(re.compile(r'splits\.p(\d+)\.expand\.weight').fullmatch, state)
+            if m
+        }
+    )
+    laterals = (re.fullmatch(r'laterals\.p(\d+)\.weight', name) for name in state)
+    in_channels = {int(m[1]): state[m[0]].shape[1] for m in laterals if m}
+    if splits:  # the topmost splitting reads the backbone's last map
+        in_channels[2 * splits[-1]] = state[f'splits.p{splits[-1]}.norm.weight'].shape[0]
+    return dict(
+        out_channels=state[f'outputs.p{levels[0]}.norm2.weight'].shape[0],
+        in_channels=dict(sorted(in_channels.items())),
+        depth={stride: _count(state, rf'blocks\.p{stride}') for stride in splits},
+        mlp_ratio=_mlp_ratio(state, r'outputs\.p\d+'),
+        bias=any(f'splits.p{stride}.expand.bias' in state for stride in splits) if splits else None,
+        levels=tuple(levels),
+    )
+
+
+def square_grid(length: int) -> tuple[int, int] | None:
+    """Grid (h, w) of ``length`` tokens if it can be a square, else ``None``."""
+    side = math.isqrt(length)
+    return (side, side) if side * side == length else None
+
+
+def _count(state: State, parent: str) -> int:
+    """Number of entries of the module list ``parent`` (a pattern)."""
+    return len({m[1] for m in map(re.compile(rf'{parent}\.(\d+)\..+').fullmatch, state) if m})
+
+
+def _mlp_ratio(state: State, block: str) -> float | None:
+    """Ratio of hidden to outer width in the first block whose name matches."""
+    for name, tensor in state.items():
+        if re.fullmatch(rf'{block}\.mlp\.fc1\.weight', name):
+            return tensor.shape[0] / tensor.shape[1]
+    return None
+
+
+def _relative_position(state: State) -> tuple[str | None, Tensor | None]:
+    """Value of ``rel_pos_bias`` and one of the tables."""
+    at_block = 'stages.2.0.attn.rel_pos.'
+    for kind, name in (
+        ('block', f'{at_block}table'),
+        ('shared', 'rel_pos.table'),
+        ('decomposed', f'{at_block}table_h'),
+    ):
+        if name in state:
+            return kind, state[name]
+    return None, None
+
+
+# What must agree between checkpoint and model, and the argument that sets it. The grid and the
+# relative position may differ: they are resized, or start anew.
+_ARCH = ('embed_dims', 'depths', 'num_heads')
+_SAME_ARGUMENTS = {
+    'backbone': (
+        'in_channels',
+        'patch_size',
+        'patch_norm',
+        'stem_mlp_ratio',
+        'mlp_ratio',
+        'qkv_bias',
+        'use_abs_pos_emb',
+    ),
+    'neck': ('in_channels', 'out_channels', 'depth', 'mlp_ratio', 'bias'),
+}
+_READERS: dict[str, Callable[[State], dict[str, Any]]] = {
+    'backbone': inspect_backbone,
+    'neck': inspect_neck,
+}
+
+
+def explain_mismatch(part: str, checkpoint: State, model: State, model_name: str) -> str | None:
+    """Say which arguments of a model do not fit a checkpoint.
+
+    Args:
+        part: ``'backbone'`` or ``'neck'``.
+        checkpoint: The part's tensors in the checkpoint, without prefix.
+        model: State dict of the model.
+        model_name: Its class, for the message.
+
+    Returns:
+        E.g. "has out_channels=512 but TransformerPyramidNeck was built with out_channels=256: set
+        neck.out_channels=512"; ``None`` if nothing that can be read off the tensors differs.
+    """
+    found, built = (_READERS[part](state) for state in (checkpoint, model))
+    if not found or not built:
+        return None
+    has, given, remedy = [], [], []
+
+    def compare(name: str) -> bool:
+        a, b = _common(found[name], built[name])
+        if a is None or b is None or a == b:
+            return False
+        has.append(f'{name}={a}')
+        given.append(f'{name}={b}')
+        return True
+
+    if part == 'backbone':
+        arch = [f'{name}={found[name]}' for name in _ARCH if compare(name)]
+        if arch:
+            remedy.append(f'set backbone.arch to one with {", ".join(arch)}')
+        if compare('layer_scale'):
+            remedy.append(
+                f'set backbone.layer_scale_init_value={0.1 if found["layer_scale"] else None}'
+            )
+    for name in _SAME_ARGUMENTS[part]:
+        if compare(name):
+            remedy.append(f'set {part}.{name}={_common(found[name], built[name])[0]}')
+    if not remedy:
+        return None
+    return (
+        f'has {", ".join(has)} but {model_name} was built with {", ".join(given)}: '
+        f'{", ".join(remedy)}'
+    )
+
+
+def _common(a: Any, b: Any) -> tuple[Any, Any]:
+    """Two values to compare; those given by stride are cut down to the strides that both have."""
+    if not isinstance(a, dict):
+        return a, b
+    strides = sorted(a.keys() & b.keys())
+    if not strides:
+        return None, None
+    return tuple(flatten([values[stride] for stride in strides]) for values in (a, b))
+
+
+def flatten(values: list[int]) -> int | tuple[int, ...]:
+    """One number if all are equal, else a tuple of them."""
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def config_lines(architecture: Mapping[str, Any], checkpoint: object) -> str:
+    """Lines of a config that build the backbone and the pyramid of a checkpoint and load it.
+
+    Args:
+        architecture: What :func:`inspect` returned.
+        checkpoint: Path of the file.
+    """
+    init_cfg = f'init_cfg=dict(type="Pretrained", checkpoint="{checkpoint}")'.replace('"', "'")
+    lines = []
+    if (backbone := architecture['backbone']) is not None:
+        num_heads = backbone['num_heads'] or max(
+            backbone['embed_dims'] // 64, 1
+        )  # 64 channels a head, as released
+        arch = dict(
+            embed_dims=backbone['embed_dims'], depths=backbone['depths'], num_heads=num_heads
+        )
+        values = {'arch': arch}
+        if backbone['grid'] is not None:
+            values['img_size'] = backbone['grid'][0] * backbone['patch_size']
+        names = (*_SAME_ARGUMENTS['backbone'], 'rel_pos_bias')
+        values |= {name: backbone[name] for name in names}
+        values['layer_scale_init_value'] = 0.1 if backbone['layer_scale'] else None
+        lines.append(_call('backbone', 'itpn_mm.HiViT', values, init_cfg))
+    if (neck := architecture['neck']) is not None:
+        values = {name: neck[name] for name in ('out_channels', 'mlp_ratio', 'bias')}
+        values |= {
+            'in_channels': tuple(neck['in_channels'].values()),
+            'in_strides': tuple(neck['in_channels']),
+        }
+        if neck['depth']:
+            values['depth'] = flatten(list(neck['depth'].values()))
+        lines.append(_call('neck', 'itpn_mm.TransformerPyramidNeck', values, init_cfg))
+    return '\n'.join(lines)
+
+
+def _call(name: str, type_name: str, values: Mapping[str, Any], init_cfg: str) -> str:
+    arguments = [
+        f"type='{type_name}'",
+        *(f'{key}={value!r}' for key, value in values.items()),
+        init_cfg,
+    ]
+    return f'{name}=dict(\n' + ''.join(f'    {argument},\n' for argument in arguments) + '),'

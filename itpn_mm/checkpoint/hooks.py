@@ -1,0 +1,93 @@
+"""Resizing position parameters of a state dict to the grid of the model that loads it."""
+
+import logging
+import math
+from typing import Any
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from itpn_mm.layers.position import (
+    DecomposedRelativePosition,
+    RelativePositionBias,
+    resize_pos_embed,
+    resize_rel_pos_1d,
+    resize_rel_pos_table,
+)
+
+from .architecture import square_grid
+
+Shape = tuple[int, ...]
+
+
+def resize_positions(
+    module: nn.Module, state: dict[str, Any], prefix: str = ''
+) -> dict[str, tuple[Shape, Shape]]:
+    """Resize the position parameters in a state dict of our layout whose grid is not that of the
+    module, in place.
+
+    These are the position embedding of a module with a ``grid`` (bicubic to the size), and the
+    tables of :class:`RelativePositionBias` (bicubic) and :class:`DecomposedRelativePosition`
+    (linear). A state dict does not tell its grid: it is taken to be square. Parameters of equal
+    shape are left alone (a model of 7 x 28 patches resumes; a 14 x 14 embedding is taken by it as
+    it is), and so are those that differ in more than the grid.
+
+    Args:
+        module: The module that is going to load the state dict.
+        state: State dict, changed in place.
+        prefix: What precedes the module's names in it.
+
+    Returns:
+        Name in the state dict -> shapes before and after.
+
+    Raises:
+        ValueError: The grid of the state dict is not square.
+    """
+    resized = {}
+    for path, owner in module.named_modules():
+        for leaf, parameter in owner.named_parameters(recurse=False):
+            name = f'{prefix}{path}.{leaf}' if path else f'{prefix}{leaf}'
+            source = state.get(name)
+            if not isinstance(source, Tensor) or source.shape == parameter.shape:
+                continue
+            target = _resize(owner, leaf, name, source.detach(), parameter)
+            if target is not None:
+                state[name] = target
+                resized[name] = (tuple(source.shape), tuple(target.shape))
+    return resized
+
+
+def _resize(
+    owner: nn.Module, leaf: str, name: str, source: Tensor, parameter: nn.Parameter
+) -> Tensor | None:
+    """The resized parameter; ``None`` if it is no position or differs in more than the grid."""
+    if source.ndim != parameter.ndim or source.shape[-1] != parameter.shape[-1]:
+        return None
+    if leaf == 'pos_embed' and hasattr(owner, 'grid') and source.shape[0] == parameter.shape[0]:
+        grid = square_grid(source.shape[1])
+        if grid is None:
+            raise ValueError(_not_square(name, source, 'number of tokens'))
+        return resize_pos_embed(source, grid, owner.grid)
+    if leaf == 'table' and isinstance(owner, RelativePositionBias):
+        side = math.isqrt(source.shape[0])
+        if side * side != source.shape[0] or side % 2 == 0:
+            raise ValueError(_not_square(name, source, 'number of rows'))
+        window = (side + 1) // 2
+        return resize_rel_pos_table(source, (window, window), owner.window)
+    if leaf in ('table_h', 'table_w') and isinstance(owner, DecomposedRelativePosition):
+        return resize_rel_pos_1d(source, (parameter.shape[0] + 1) // 2)
+    return None
+
+
+def _not_square(name: str, source: Tensor, what: str) -> str:
+    return (
+        f'`{name}` of shape {tuple(source.shape)} cannot be resized: its {what} is not that of '
+        'a square grid, and a checkpoint does not tell the grid; build the model with the '
+        '`img_size` of the checkpoint'
+    )
+
+
+def resize_on_load(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Load pre-hook: what a Runner loads or resumes, into a module at any depth, is resized too."""
+    for name, (old, new) in resize_positions(module, state, prefix).items():
+        print_log(f'resized `{name}` from {old} to {new} on loading', 'current', logging.INFO)

@@ -1,0 +1,250 @@
+"""Reading checkpoint files without running anything in them, and the report of a load."""
+
+import logging
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .remap import shorten
+
+# Where training scripts put the weights: mmengine and the authors' mmdet, their own scripts,
+# DeepSpeed.
+CONTAINERS = ('state_dict', 'model', 'module')
+
+# Beside the weights, checkpoints hold objects that reading weights does not need: the authors'
+# files their command line (argparse.Namespace), mmengine's its message hub (HistoryBuffer, whose
+# pickle names `getattr`, and numpy values). Each of these names is read as an empty object: its
+# class is not imported, nothing is called, and what the file says about it is thrown away. So
+# unlike an allow-list of the real classes, this list cannot run anything.
+_INERT_NAMES = (
+    'argparse.Namespace',
+    'builtins.getattr',
+    'builtins.slice',
+    'mmengine.logging.history_buffer.HistoryBuffer',
+    'numpy._core.multiarray._reconstruct',
+    'numpy._core.multiarray.scalar',
+    'numpy.core.multiarray._reconstruct',
+    'numpy.core.multiarray.scalar',
+    'numpy.dtype',
+    'numpy.ndarray',
+    'pathlib.Path',
+    'pathlib.PosixPath',
+    'pathlib.WindowsPath',
+)
+
+
+class _Inert:
+    """Accepts every way in which a pickle makes and fills an object, and keeps nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> '_Inert':
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _inert(path: str) -> type[_Inert]:
+    """A class that answers to a dotted path; torch finds it by module and name."""
+    module, _, name = path.rpartition('.')
+    return type(name, (_Inert,), dict(__module__=module, __qualname__=name))
+
+
+_INERT = [_inert(path) for path in _INERT_NAMES]
+
+
+def read_checkpoint(
+    path: str | Path, *, unsafe: bool = False, float32: bool = False
+) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint: safetensors, or what ``torch.save`` wrote.
+
+    Args:
+        path: A local file.
+        unsafe: Unpickle whatever the file holds, which lets it run any code. For files of people
+            you trust.
+        float32: Convert half-precision tensors to float32.
+
+    Returns:
+        The state dict, on the CPU, taken out of its container (``state_dict``, ``model`` or
+        ``module``).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The path is not a local file, or the file is damaged, unsafe, or not a
+            checkpoint.
+    """
+    path = _local_file(path)
+    with path.open('rb') as file:
+        head = file.read(64)
+    if not head:
+        raise ValueError(f'{path}: the file is empty; fetch it again')
+    if head.lstrip().startswith((b'<', b'version https://git-lfs')):
+        kind = 'a web page' if head.lstrip().startswith(b'<') else 'a Git LFS pointer'
+        raise ValueError(f'{path}: the file is {kind}, not weights; fetch the file itself')
+    if path.suffix == '.safetensors' or head[8:10] == b'{"':
+        checkpoint = _read_safetensors(path)
+    else:
+        checkpoint = _read_torch(path, head, unsafe)
+    state = unwrap(checkpoint, path)
+    if float32:
+        state = {
+            name: tensor.float() if _is_half(tensor) else tensor for name, tensor in state.items()
+        }
+    return state
+
+
+def unwrap(checkpoint: Any, source: object) -> dict[str, Tensor]:
+    """Take the state dict out of the containers that training scripts put around it.
+
+    Args:
+        checkpoint: What was read.
+        source: Where from, for messages.
+
+    Returns:
+        Name to tensor; other values beside tensors are left out with a warning.
+
+    Raises:
+        ValueError: There is no tensor.
+    """
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(
+            f'{source}: holds a {type(checkpoint).__name__} instead of a dict of tensors'
+        )
+    for key in CONTAINERS:
+        if isinstance(checkpoint.get(key), Mapping):
+            return unwrap(checkpoint[key], source)
+    state = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(
+            f'{source}: no state dict found (neither tensors nor one of the keys {CONTAINERS}); '
+            f'it has the keys {shorten([str(key) for key in checkpoint]) or "(none)"}'
+        )
+    if others := [str(name) for name in checkpoint if name not in state]:
+        print_log(
+            f'{source}: left out what is no tensor: {shorten(others)}', 'current', logging.WARNING
+        )
+    return state
+
+
+def _local_file(path: str | Path) -> Path:
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise ValueError(f'`checkpoint` must be the path of a file, but got {path!r}')
+    if '://' in str(path):
+        raise ValueError(
+            f'{path}: only local files are read; download it and give the path of the file'
+        )
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise ValueError(f'{path}: is a directory; give the path of a file in it')
+    if not path.exists():
+        raise FileNotFoundError(f'{path}: no such checkpoint')
+    return path
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f'{path}: not a whole safetensors file ({_first_line(error)}); fetch it again'
+        ) from error
+
+
+def _read_torch(path: Path, head: bytes, unsafe: bool) -> Any:
+    is_zip = zipfile.is_zipfile(
+        path
+    )  # False for a truncated archive: its directory stands at the end
+    if head.startswith(b'PK') and not is_zip:
+        raise ValueError(f'{path}: the file is truncated; fetch it again')
+    if unsafe:
+        print_log(
+            f'{path}: UNSAFE READING, this file may run any code on this machine',
+            'current',
+            logging.WARNING,
+        )
+    try:
+        with torch.serialization.safe_globals([] if unsafe else _INERT), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # about pickle protocols
+            return torch.load(path, map_location='cpu', weights_only=not unsafe, mmap=is_zip)
+    except (
+        Exception
+    ) as error:  # torch and pickle raise many kinds, from EOFError to KeyError, for a damaged file
+        blocked = re.search(r'GLOBAL (\S+)', str(error))
+        if isinstance(error, pickle.UnpicklingError) and blocked:
+            raise ValueError(
+                f'{path}: holds more than weights: it asks for `{blocked[1]}`, which could run '
+                'any code; if you trust its author, convert it once with '
+                '`tools/convert_checkpoint.py SRC DST --unsafe`'
+            ) from error
+        raise ValueError(
+            f'{path}: damaged, truncated or not a checkpoint '
+            f'({type(error).__name__}: {_first_line(error)})'
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or 'no details').splitlines()[0][:200]
+
+
+def _is_half(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class LoadReport:
+    """What became of the tensors of a checkpoint and of the parameters of a model.
+
+    Args:
+        model: The model, e.g. its class.
+        source: The checkpoint.
+        loaded: Names of the model that took their value from the checkpoint, the resized ones among
+            them.
+        resized: Names that were resized, with the shapes before and after.
+        missing: Names of the model that keep their initial value.
+        unexpected: Names of the checkpoint that the model does not know.
+        ignored: Names of the checkpoint left out on purpose, with the reason.
+        loaded_share: Share of the model's values that were loaded, 0 to 1.
+    """
+
+    model: str
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+    loaded_share: float = 0.0
+
+    def __str__(self) -> str:
+        """One block for the log: a line each with count and the first names."""
+        resized = [f'{name} {old} -> {new}' for name, (old, new) in self.resized.items()]
+        lines = [
+            f'{self.model} loaded from {self.source}',
+            f'  loaded:     {len(self.loaded)} tensors, {self.loaded_share:.2%} of the values',
+            _line('resized', resized),
+            _line('missing', self.missing, ' (keep their initial values)'),
+            _line('unexpected', self.unexpected, ' (in the checkpoint, not in the model)'),
+            f'  ignored:    {len(self.ignored)} on purpose',
+        ]
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.ignored.items():
+            by_reason.setdefault(reason, []).append(name)
+        lines += [f'    {reason}: {shorten(names, 2)}' for reason, names in by_reason.items()]
+        return '\n'.join(lines)
+
+
+def _line(title: str, names: Sequence[str], note: str = '') -> str:
+    return f'  {title + ":":<12}{len(names)}' + (f'{note}: {shorten(names)}' if names else '')
