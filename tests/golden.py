@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,6 +24,10 @@ DTYPES = (torch.float32, torch.float64)
 OUT_STRIDES = (4, 8, 16, 32, 64)
 
 
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix('torch.')
+
+
 def names(*kinds: str) -> list[str]:
     """Fixtures of these kinds; there is at least one of each."""
     found = [name for name, info in INDEX.items() if info['kind'] in kinds]
@@ -33,7 +38,7 @@ def names(*kinds: str) -> list[str]:
 def cases(*kinds: str) -> list:
     """Parameters (fixture, case, dtype) for every case of these kinds."""
     return [
-        pytest.param(name, case, dtype, id=f'{name}-{case}-{str(dtype).removeprefix("torch.")}')
+        pytest.param(name, case, dtype, id=f'{name}-{case}-{_name_of(dtype)}')
         for name in names(*kinds)
         for case in INDEX[name]['cases']
         for dtype in DTYPES
@@ -61,9 +66,11 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
-def assert_matches(actual: Tensor, expected: Tensor, name: str, what: str) -> None:
-    """Compare at the tolerance of fixture ``name`` for the precision of ``actual``."""
-    tolerance = INDEX[name]['tolerance'][str(actual.dtype).removeprefix('torch.')]
+def assert_matches(
+    actual: Tensor, expected: Tensor, name: str, what: str, dtype: torch.dtype | None = None
+) -> None:
+    """Compare at the tolerance of fixture ``name`` for models in ``dtype`` (that of ``actual``)."""
+    tolerance = INDEX[name]['tolerance'][_name_of(dtype or actual.dtype)]
     error = relative_error(actual, expected)
     assert error <= tolerance, f'{name}, {what}: relative error {error:.2e} > {tolerance:.0e}'
 
@@ -105,7 +112,9 @@ def build_backbone(name: str, state: dict[str, Tensor]) -> HiViT:
     return backbone.to(state['backbone.pos_embed'].dtype).eval()
 
 
-def build_neck(name: str, state: dict[str, Tensor], **overrides) -> TransformerPyramidNeck:
+def build_neck(
+    name: str, state: dict[str, Tensor], out_strides: tuple[int, ...] | None = None, **overrides
+) -> TransformerPyramidNeck:
     """The pyramid that a fixture describes, with the fixture's weights, strictly loaded."""
     info = INDEX[name]
     kwargs = {**info['kwargs'], **overrides}
@@ -114,7 +123,7 @@ def build_neck(name: str, state: dict[str, Tensor], **overrides) -> TransformerP
     neck = TransformerPyramidNeck(
         (dim // 4, dim // 2, dim),
         kwargs['fpn_dim'],
-        out_strides=OUT_STRIDES[: kwargs['num_outs']],
+        out_strides=out_strides or OUT_STRIDES[: kwargs['num_outs']],
         depth=kwargs['fpn_depth'],
         mlp_ratio=kwargs['mlp_ratio'],
         pool='max' if segmentation else 'avg',
@@ -123,6 +132,18 @@ def build_neck(name: str, state: dict[str, Tensor], **overrides) -> TransformerP
     )
     neck.load_state_dict(under(state, 'neck.'), strict=True)
     return neck.to(state['backbone.pos_embed'].dtype).eval()
+
+
+def resample_as_masked(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """What the reference makes of a square position table (1, L, C) while patches are masked.
+
+    It resamples the table by (n + 0.1) / side even onto its own grid. That is an accident, which
+    `resize_pos_embed` does not repeat: tests that need it have it here.
+    """
+    side = round(table.shape[1] ** 0.5)
+    x = table.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    x = F.interpolate(x, scale_factor=tuple((n + 0.1) / side for n in grid), mode='bicubic')
+    return x.flatten(2).transpose(1, 2)
 
 
 def by_patch(x: Tensor, side: int) -> Tensor:

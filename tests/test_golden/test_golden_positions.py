@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from itpn_mm.layers import (
     DecomposedRelativePosition,
@@ -14,7 +13,7 @@ from itpn_mm.layers import (
     resize_rel_pos_table,
     sincos_pos_embed,
 )
-from tests.golden import DTYPES, INDEX, assert_matches, load
+from tests.golden import DTYPES, INDEX, assert_matches, load, resample_as_masked
 
 RUNTIME = 'i1_pos_embed_runtime'
 AT_LOAD = 'i2_pos_embed_load_bicubic'
@@ -37,20 +36,12 @@ def test_golden_resize_at_run_time(row, dtype):
     side = round(table.shape[1] ** 0.5)
     grid = tuple(row['out_grid'])
     if row['tensor'].endswith('_masked'):
-        # The reference resamples its own grid while patches are masked (scale 4.1 / 4). That is an
-        # accident, which `resize_pos_embed` does not repeat, so it is done by hand here.
         assert resize_pos_embed(table, (side, side), grid, 0.1) is table
-        result = resample(table, side, grid)
+        result = resample_as_masked(table, grid)
     else:
         result = resize_pos_embed(table, (side, side), grid, 0.1)
         assert (result is table) == row['identity']
     assert_matches(result, tensors[row['tensor']], RUNTIME, row['tensor'])
-
-
-def resample(table, side, grid):
-    x = table.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    x = F.interpolate(x, scale_factor=tuple((n + 0.1) / side for n in grid), mode='bicubic')
-    return x.flatten(2).transpose(1, 2)
 
 
 @pytest.mark.parametrize('row', rows(AT_LOAD))
