@@ -1,5 +1,6 @@
 """Layer-wise learning rates for a backbone that knows the depth of its parameters."""
 
+import logging
 from collections.abc import Iterator
 
 import torch.nn as nn
@@ -116,7 +117,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             print_log(
                 f'`custom_keys` {sorted(unused_keys)} fit no trainable parameter',
                 logger='current',
-                level='WARNING',
+                level=logging.WARNING,
             )
         self._log(params)
 

@@ -91,11 +91,12 @@ def _check_dense_head(maps: FeatureMaps, name: str, head: nn.Module | None) -> N
     in_channels = _ints(in_channels)
     if in_channels is not None:
         _require_equal(f'{name}.in_channels', in_channels, maps.channels, maps, 'channels')
-    generator = getattr(head, 'prior_generator', getattr(head, 'anchor_generator', None))
+    generator = getattr(head, 'prior_generator', None)
     strides = _prior_strides(generator)
     if strides is None:
         return
-    label = f'{name}.{"anchor" if hasattr(head, "anchor_generator") else "prior"}_generator.strides'
+    kind = 'anchor' if 'Anchor' in type(generator).__name__ else 'prior'
+    label = f'{name}.{kind}_generator.strides'
     if maps.strides is not None:
         _require_equal(label, strides, maps.strides, maps, 'strides')
     elif len(strides) != len(maps.channels):
