@@ -1,0 +1,104 @@
+# A small model on 128-pixel tiles of one picture of nuclei: minutes on two cores. See tools/demo.sh.
+_base_ = ['../_base_/models/mask-rcnn_hivit-base_tpn.py', 'mmdet::_base_/default_runtime.py']
+
+pretrained = 'work_dirs/demo/pretrain/epoch_60.pth'
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=256, depths=(1, 1, 6), num_heads=4),
+        img_size=128,
+        drop_path_rate=0.1,
+        init_cfg=dict(checkpoint=pretrained),
+    ),
+    neck=dict(in_channels=(64, 128, 256), out_channels=128, depth=1, init_cfg=dict(checkpoint=pretrained)),
+    rpn_head=dict(in_channels=128, feat_channels=64),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=128),
+        bbox_head=dict(
+            _delete_=True,
+            type='Shared2FCBBoxHead',
+            in_channels=128,
+            fc_out_channels=256,
+            roi_feat_size=7,
+            num_classes=1,
+            bbox_coder=dict(
+                type='DeltaXYWHBBoxCoder', target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]
+            ),
+            reg_class_agnostic=False,
+            loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+            loss_bbox=dict(type='L1Loss', loss_weight=1.0),
+        ),
+        mask_roi_extractor=dict(out_channels=128),
+        mask_head=dict(num_convs=2, in_channels=128, conv_out_channels=64, num_classes=1),
+    ),
+    train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
+)
+
+data_root = 'data/demo/nuclei/'
+metainfo = dict(classes=('nucleus',))
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CocoDataset',
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file='annotations/train.json',
+        data_prefix=dict(img='train/'),
+        filter_cfg=dict(filter_empty_gt=True),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=1,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CocoDataset',
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file='annotations/val.json',
+        data_prefix=dict(img='val/'),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/val.json', metric=['bbox', 'segm'])
+test_evaluator = val_evaluator
+
+max_epochs = 24
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', T_max=24, by_epoch=True, begin=0, end=24, convert_to_iter_based=True),
+]
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    constructor='itpn_mm.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(layer_decay_rate=0.9, unit='attention'),
+    clip_grad=dict(max_norm=5.0),
+)
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=10),
+    checkpoint=dict(type='CheckpointHook', interval=24, max_keep_ckpts=1),
+)
+randomness = dict(seed=0)
