@@ -18,7 +18,9 @@ def read_version() -> str:
 
 def read_requirements(*names: str) -> list[str]:
     lines = [
-        line.strip() for name in names for line in (ROOT / 'requirements' / name).open(encoding='utf8')
+        line.strip()
+        for name in names
+        for line in (ROOT / 'requirements' / name).open(encoding='utf8')
     ]
     return [line for line in lines if line and not line.startswith('#')]
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-# Distribution of each import name on the two stacks; None where a stack has no such package.
-DISTRIBUTIONS: dict[str, dict[str, str | None]] = {
-    'mmengine': {'onedl': 'onedl-mmengine', 'openmmlab': 'mmengine'},
-    'mmcv': {'onedl': 'onedl-mmcv', 'openmmlab': 'mmcv'},
-    'mmpretrain': {'onedl': 'onedl-mmpretrain', 'openmmlab': 'mmpretrain'},
-    'mmdet': {'onedl': 'onedl-mmdetection', 'openmmlab': 'mmdet'},
-    'mmseg': {'onedl': 'onedl-mmsegmentation', 'openmmlab': 'mmsegmentation'},
-    'mmrotate': {'onedl': 'onedl-mmrotate', 'openmmlab': None},
+STACKS = ('onedl', 'openmmlab')
+
+# The distribution of each import name on the two stacks, in the version that is tested (the pins of
+# requirements/); None where a stack has no such package.
+DISTRIBUTIONS: dict[str, dict[str, tuple[str, str] | None]] = {
+    'torch': {'onedl': ('torch', '2.12.1'), 'openmmlab': ('torch', '2.5.1')},
+    'torchvision': {'onedl': ('torchvision', '0.27.1'), 'openmmlab': ('torchvision', '0.20.1')},
+    'mmengine': {'onedl': ('onedl-mmengine', '0.10.12'), 'openmmlab': ('mmengine', '0.10.7')},
+    'mmcv': {'onedl': ('onedl-mmcv', '2.3.6'), 'openmmlab': ('mmcv', '2.1.0')},
+    'mmpretrain': {'onedl': ('onedl-mmpretrain', '1.3.6'), 'openmmlab': ('mmpretrain', '1.2.0')},
+    'mmdet': {'onedl': ('onedl-mmdetection', '3.5.1'), 'openmmlab': ('mmdet', '3.3.0')},
+    'mmseg': {
+        'onedl': ('onedl-mmsegmentation', '1.4.2'),
+        'openmmlab': ('mmsegmentation', '1.2.2'),
+    },
+    'mmrotate': {'onedl': ('onedl-mmrotate', '1.2.1'), 'openmmlab': None},
 }
 
 
@@ -65,6 +73,5 @@ def is_installed(name: str) -> bool:
 
 
 def describe_distributions(name: str) -> str:
-    """Name the distribution(s) that bring import name `name`, as `pip install` wants them."""
-    found = [d for d in DISTRIBUTIONS.get(name, {}).values() if d]
-    return ' or '.join(f'`{d}`' for d in found) if found else f'`{name}`'
+    """Name the distributions that bring import name `name`: '`onedl-mmcv` or `mmcv`'."""
+    return ' or '.join(f'`{found[0]}`' for found in DISTRIBUTIONS[name].values() if found)

@@ -90,6 +90,7 @@ compile() {
         --wheel-dir "$build/wheel" "$build/source"
 }
 
+echo 'Making the precompiled header.'
 if make_header; then
     echo "Precompiled header made; $MAX_JOBS file(s) at a time, for $target."
     compile "$flags -include $header -Winvalid-pch" || {

@@ -1,0 +1,99 @@
+"""Hands a config and its arguments to the stock script of the OpenMMLab package it belongs to."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+
+from .engine.preflight import check_config
+from .hosts import describe_distributions, is_installed
+
+SCOPES = ('mmpretrain', 'mmdet', 'mmseg', 'mmrotate')
+CONFIG_SUFFIXES = ('.py', '.json', '.yaml', '.yml')
+
+
+def find_stock_script(scope: str, name: str) -> Path:
+    """Return the path of the script `name` that the package `scope` ships, without importing it.
+
+    Raises:
+        ValueError: `scope` is not one of `SCOPES`.
+        ModuleNotFoundError: The package, or the script in it, is not there.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f'`default_scope` must be one of {SCOPES}, but the config says {scope!r}')
+    if not is_installed(scope):
+        raise ModuleNotFoundError(
+            f'the config belongs to {scope}, which is not installed; install '
+            f'{describe_distributions(scope)}'
+        )
+    package = Path(find_spec(scope).origin).parent
+    # An installed package, or a clone of it on the path.
+    candidates = [package / '.mim' / 'tools' / name, package.parent / 'tools' / name]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ModuleNotFoundError(
+        f'{scope} is installed in {package} without `tools/{name}`; install the released '
+        f'{describe_distributions(scope)}'
+    )
+
+
+def read_config(argv: list[str]) -> Config:
+    """Read the config named in the command line `argv`, with its `--cfg-options` merged in.
+
+    Raises:
+        ValueError: No argument names a config.
+        FileNotFoundError: The config does not exist.
+    """
+    # The stock scripts take it wherever it stands; `key=value` belongs to `--cfg-options`.
+    names = (a for a in argv if a.endswith(CONFIG_SUFFIXES) and '=' not in a)
+    path = next(names, None)
+    if path is None:
+        raise ValueError(f'expected a config, a file ending in {CONFIG_SUFFIXES}, but got {argv}')
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f'the config {path!r} does not exist; its path is from {Path.cwd()}'
+        )
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    options = parser.parse_known_args(argv)[0].cfg_options
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options or {})
+    return cfg
+
+
+def join_processes_on_cpu() -> None:
+    """Start torch.distributed with gloo where `torchrun` started us on a machine without a GPU.
+
+    mmengine would select a CUDA device first, which fails there; it leaves a group that exists
+    alone.
+    """
+    if 'RANK' in os.environ and not torch.cuda.is_available():
+        torch.distributed.init_process_group('gloo')
+
+
+def hand_over(name: str, mode: str, argv: list[str]) -> None:
+    """Check the config in `argv`, then run the stock script on the very same arguments.
+
+    Args:
+        name: Its file name, `train.py` or `test.py`.
+        mode: `train` or `test`, what to check the config for.
+        argv: The arguments after the script's own name.
+    """
+    try:
+        cfg = read_config(argv)
+        script = find_stock_script(cfg.get('default_scope'), name)
+        check_config(cfg, mode)
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        sys.exit(f'{name}: {error}')
+    join_processes_on_cpu()
+    sys.argv = [str(script), *argv]
+    sys.path[0] = str(script.parent)  # as if Python had been started on it
+    runpy.run_path(str(script), run_name='__main__')

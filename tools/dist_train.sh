@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Train with several processes, one a GPU (or, on a machine without one, on the CPU).
+#
+#   bash tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]
+#
+# Several machines: NNODES, NODE_RANK, MASTER_ADDR, PORT. PYTHON names the interpreter.
+set -euo pipefail
+
+if (( $# < 2 )); then
+    sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit 2
+fi
+config=$1 processes=$2
+shift 2
+
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+    --nproc_per_node="$processes" \
+    "$(dirname "${BASH_SOURCE[0]}")/train.py" "$config" --launcher pytorch "$@"

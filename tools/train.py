@@ -1,0 +1,21 @@
+"""Train a config of any of the four packages, with the stock script of its `default_scope`.
+
+    python tools/train.py CONFIG [arguments]
+
+Every argument goes to that script unchanged (see `<package>/.mim/tools/train.py`).
+"""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec('itpn_mm') is None:  # a clone that is not installed
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from itpn_mm.launch import hand_over
+
+# Processes that the stock script spawns import this file again.
+if __name__ == '__main__':
+    if sys.argv[1:] in ([], ['-h'], ['--help']):
+        sys.exit(__doc__.strip())
+    hand_over('train.py', 'train', sys.argv[1:])
