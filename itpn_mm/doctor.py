@@ -14,7 +14,8 @@ from .hosts import DISTRIBUTIONS, PARTS, STACKS, is_installed
 from .version import __version__
 
 PYTHON_RANGE = ((3, 10), (3, 12))
-CORE = ('torch', 'mmengine')
+CORE = ('torch', 'safetensors', 'mmengine')
+PIP = f'{sys.executable} -m pip install'
 CORE_MODULES = ('itpn_mm.backbones', 'itpn_mm.necks', 'itpn_mm.engine')
 
 
@@ -102,15 +103,21 @@ def find_gpu() -> str | None:
 
 def install_command(names: list[str], stack: str) -> str:
     """Return the command that installs the packages `names` of `stack` into this environment."""
-    pip = f'{sys.executable} -m pip install'
     pins = ['=='.join(entry) for name in names if (entry := DISTRIBUTIONS[name][stack])]
-    if names == ['mmcv']:
-        # With build isolation, mmcv is silently built without its operators.
-        return (
-            f'{pip} "setuptools>=80,<81" wheel ninja psutil && MMCV_WITH_OPS=1 {pip} '
-            f'--no-build-isolation --no-cache-dir --force-reinstall --no-deps {pins[0]}'
-        )
-    return f'{pip} {" ".join(pins)}'
+    return f'{PIP} {" ".join(pins)}'
+
+
+def build_command(stack: str, again: bool) -> str:
+    """Return the command that compiles mmcv of `stack` with its operators.
+
+    With build isolation it would silently be built without them; when it is there already
+    (`again`), nothing but it is to be replaced.
+    """
+    options = '--no-build-isolation --no-cache-dir' + again * ' --force-reinstall --no-deps'
+    return (
+        f'{PIP} "setuptools>=80,<81" wheel ninja psutil && '
+        f'MMCV_WITH_OPS=1 {install_command(["mmcv"], stack).replace(PIP, f"{PIP} {options}")}'
+    )
 
 
 def describe(package: Package, stack: str) -> str:
@@ -166,14 +173,14 @@ def find_remedies(packages: dict[str, Package], operators: str | None, stack: st
             )
     lacking = [name for name, p in packages.items() if not p.works and DISTRIBUTIONS[name][stack]]
     # In the order of need: mmcv compiles against torch, the others want mmcv.
-    for names in (
-        [n for n in lacking if n.startswith('torch')],
-        [n for n in lacking if n == 'mmengine'],
-        ['mmcv'] if 'mmcv' in lacking or operators else [],
-        [n for n in lacking if n.startswith('mm') and n not in ('mmengine', 'mmcv')],
-    ):
-        if names:
-            remedies.append(install_command(names, stack))
+    early = [n for n in lacking if n == 'mmengine' or not n.startswith('mm')]
+    if early:
+        remedies.append(install_command(early, stack))
+    if 'mmcv' in lacking or operators:
+        remedies.append(build_command(stack, again=bool(packages['mmcv'].found)))
+    late = [n for n in lacking if n not in early and n != 'mmcv']
+    if late:
+        remedies.append(install_command(late, stack))
     if remedies:
         option = '' if stack == 'onedl' else f' --stack {stack}'
         remedies.append(f'or, in a clone of itpn_mm: bash tools/setup_env.sh{option}')

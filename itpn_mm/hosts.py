@@ -12,6 +12,7 @@ STACKS = ('onedl', 'openmmlab')
 DISTRIBUTIONS: dict[str, dict[str, tuple[str, str] | None]] = {
     'torch': {'onedl': ('torch', '2.12.1'), 'openmmlab': ('torch', '2.5.1')},
     'torchvision': {'onedl': ('torchvision', '0.27.1'), 'openmmlab': ('torchvision', '0.20.1')},
+    'safetensors': {'onedl': ('safetensors', '0.8.0'), 'openmmlab': ('safetensors', '0.8.0')},
     'mmengine': {'onedl': ('onedl-mmengine', '0.10.12'), 'openmmlab': ('mmengine', '0.10.7')},
     'mmcv': {'onedl': ('onedl-mmcv', '2.3.6'), 'openmmlab': ('mmcv', '2.1.0')},
     'mmpretrain': {'onedl': ('onedl-mmpretrain', '1.3.6'), 'openmmlab': ('mmpretrain', '1.2.0')},
