@@ -20,6 +20,7 @@ from itpn_mm.layers import (
     resize_pos_embed,
     sincos_pos_embed,
 )
+from itpn_mm.layers.arguments import are_sizes
 from itpn_mm.registry import MODELS
 
 REL_POS_KINDS = (None, 'block', 'shared', 'decomposed')
@@ -117,7 +118,8 @@ class HiViT(PretrainedModule):
 
         self.patch_embed = PatchEmbed(in_channels, dims[0], patch_size // 4, patch_norm, norm_eps)
         self.merges = nn.ModuleList(PatchMerge(dim, norm_eps) for dim in dims[:2])
-        rates = iter(torch.linspace(0, drop_path_rate, sum(self.depths)).tolist())
+        rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu')  # never 'meta'
+        rates = iter(rates.tolist())
         common = dict(layer_scale_init_value=layer_scale_init_value, drop_rate=drop_rate, norm_eps=norm_eps)
 
         def rel_pos() -> nn.Module | None:
@@ -165,8 +167,16 @@ class HiViT(PretrainedModule):
         keys = {'embed_dims', 'depths', 'num_heads'}
         if not isinstance(arch, dict) or set(arch) != keys:
             raise ValueError(f'`arch` must be a name or a dict with exactly the keys {sorted(keys)}, but got {arch!r}')
-        if len(arch['depths']) != 3 or min(arch['depths']) < 1:
-            raise ValueError(f"`arch['depths']` must be three numbers of at least 1, but got {arch['depths']}")
+        depths = arch['depths']
+        if not are_sizes(depths) or len(depths) != 3:
+            raise ValueError(
+                f"`arch['depths']` must be three numbers of at least 1, but got {depths!r}"
+            )
+        for key in ('embed_dims', 'num_heads'):
+            if not are_sizes([arch[key]]):
+                raise ValueError(
+                    f"`arch['{key}']` must be a number of at least 1, but got {arch[key]!r}"
+                )
         if arch['embed_dims'] % 4 or arch['embed_dims'] % arch['num_heads']:
             raise ValueError(
                 f"`arch['embed_dims']` must be a multiple of 4 and of `num_heads`, but got {arch['embed_dims']} "
@@ -178,18 +188,21 @@ class HiViT(PretrainedModule):
     def _parse_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
         if patch_size < 4 or patch_size % 4:
             raise ValueError(f'`patch_size` must be a positive multiple of 4, but got {patch_size}')
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        if len(size) != 2 or any(n < patch_size or n % patch_size for n in size):
+        size = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if not are_sizes(size) or len(size) != 2 or any(n % patch_size for n in size):
             raise ValueError(
-                f'`img_size` must be one or two positive multiples of patch_size={patch_size}, but got {img_size}'
+                '`img_size` must be one or two positive multiples of '
+                f'patch_size={patch_size}, but got {img_size!r}'
             )
         return size[0] // patch_size, size[1] // patch_size
 
     @staticmethod
     def _parse_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-        indices = tuple(out_indices)
-        if not indices or any(i not in (0, 1, 2) for i in indices) or list(indices) != sorted(set(indices)):
-            raise ValueError(f'`out_indices` must be rising and out of (0, 1, 2), but got {out_indices}')
+        indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
+        if not indices or indices != tuple(i for i in (0, 1, 2) if i in indices):
+            raise ValueError(
+                f'`out_indices` must be rising and out of (0, 1, 2), but got {out_indices!r}'
+            )
         return indices
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -248,7 +261,12 @@ class HiViT(PretrainedModule):
         return block(*args)
 
     def _pad(self, x: Tensor) -> Tensor:
-        p = self.patch_size
+        p, channels = self.patch_size, self.patch_embed.proj.in_channels
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(
+                f'images must be (B, {channels}, H, W), but got {tuple(x.shape)}; '
+                'set `in_channels` of the backbone to the number of their channels'
+            )
         height, width = x.shape[2:]
         if height < p or width < p:
             raise ValueError(f'images must be at least one patch ({p} x {p} pixels), but got {height} x {width}')

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from itpn_mm.checkpoint.pretrained import PretrainedModule
 from itpn_mm.layers import MlpBlock, PatchSplit
+from itpn_mm.layers.arguments import are_sizes
 from itpn_mm.registry import MODELS
 
 POOLS = {'avg': F.avg_pool2d, 'max': F.max_pool2d}
@@ -60,17 +61,31 @@ class TransformerPyramidNeck(PretrainedModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        for name, sizes in (
+            ('in_channels', in_channels),
+            ('in_strides', in_strides),
+            ('out_strides', out_strides),
+        ):
+            if not are_sizes(sizes):
+                raise ValueError(f'`{name}` must be numbers of at least 1, but got {sizes!r}')
+        if not are_sizes([out_channels]):
+            raise ValueError(
+                f'`out_channels` must be a number of at least 1, but got {out_channels!r}'
+            )
         self.in_channels, self.in_strides = tuple(in_channels), tuple(in_strides)
         self.out_channels, self.out_strides = out_channels, tuple(out_strides)
         self._check_strides()
         if pool not in POOLS:
             raise ValueError(f'`pool` must be one of {sorted(POOLS)}, but got {pool!r}')
-        self.pool = POOLS[pool]
+        self.pool = pool
         self.concat_inputs = concat_inputs
         num_splits = len(self.in_strides) - 1
-        depths = (depth,) * num_splits if isinstance(depth, int) else tuple(depth)
-        if len(depths) != num_splits or min(depths, default=0) < 0:
-            raise ValueError(f'`depth` must be one number, or {num_splits} for {num_splits} splittings, but got {depth}')
+        depths = depth if isinstance(depth, Sequence) else (depth,) * num_splits
+        if len(depths) != num_splits or not all(isinstance(n, int) and n >= 0 for n in depths):
+            raise ValueError(
+                f'`depth` must be one number, or {num_splits} for {num_splits} splittings, '
+                f'but got {depth!r}'
+            )
 
         top = self.in_strides[-1]
         levels = {s for s in self.out_strides if s < top} | ({top} if self.out_strides[-1] >= top else set())
@@ -170,4 +185,4 @@ class TransformerPyramidNeck(PretrainedModule):
                 f'the image is too small for a level of stride {stride}: the level below is {tuple(x.shape[2:])}; '
                 f'leave {stride} out of `out_strides` or take images of at least {stride} pixels'
             )
-        return self.pool(x, 2)
+        return POOLS[self.pool](x, 2)
