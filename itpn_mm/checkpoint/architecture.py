@@ -44,7 +44,7 @@ def inspect_backbone(state: State) -> dict[str, Any]:
         ``embed_dims``, ``depths``, ``in_channels``, ``patch_size``, ``stem_mlp_ratio``,
         ``mlp_ratio``, ``qkv_bias``, ``patch_norm``, ``use_abs_pos_emb``, ``layer_scale`` (bool),
         ``rel_pos_bias``, ``rel_pos_shape`` (of a table), ``num_heads`` (``None`` where no relative
-        position tells) and ``grid`` (of the position embedding, if square).
+        position tells) and ``grid`` (of the positions; ``None`` if there are none, or no square).
     """
     stages = [_count(state, rf'stages\.{i}') for i in range(3)]
     proj = state.get('patch_embed.proj.weight')
@@ -67,7 +67,7 @@ def inspect_backbone(state: State) -> dict[str, Any]:
         mlp_ratio=_mlp_ratio(state, r'stages\.2\.0'),
         qkv_bias='stages.2.0.attn.qkv.bias' in state,
         use_abs_pos_emb=pos is not None,
-        grid=None if pos is None else square_grid(pos.shape[1]),
+        grid=_grid(kind, table, pos),
         layer_scale='stages.2.0.ls2.gamma' in state,
         rel_pos_bias=kind,
         rel_pos_shape=None if kind is None else tuple(table.shape),
@@ -129,6 +129,16 @@ def _mlp_ratio(state: State, block: str) -> float | None:
         if re.fullmatch(rf'{block}\.mlp\.fc1\.weight', name):
             return tensor.shape[0] / tensor.shape[1]
     return None
+
+
+def _grid(kind: str | None, table: Tensor | None, pos: Tensor | None) -> tuple[int, int] | None:
+    """Grid of the relative position, which the authors adapt to the image size, else of ``pos``."""
+    if kind == 'decomposed':
+        return ((table.shape[0] + 1) // 2,) * 2
+    if kind is not None:
+        square = square_grid(table.shape[0])  # 2 n - 1 differences in either direction
+        return None if square is None else ((square[0] + 1) // 2,) * 2
+    return None if pos is None else square_grid(pos.shape[1])
 
 
 def _relative_position(state: State) -> tuple[str | None, Tensor | None]:
