@@ -8,6 +8,7 @@
 # precompiled header of <torch/types.h> makes the build about 8 times faster with GCC. Where it
 # cannot be made or used, the build is a plain one.
 set -euo pipefail
+{  # read as a whole before it runs, so that an edit or `git pull` meanwhile does no harm
 
 if (( $# != 3 )); then
     sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
@@ -35,9 +36,9 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
 fi
 
 # The source, and the objects of an earlier, interrupted run of the same recipe.
-recipe="$spec $target $("$python" -c 'import sys, torch; print(sys.version, torch.__version__)')"
+recipe="$spec $target $(sha256sum < "${BASH_SOURCE[0]}") $("$python" -c 'import sys, torch; print(sys.version, torch.__version__)')"
 if [[ ! -f $build/recipe || $(< "$build/recipe") != "$recipe" ]]; then
-    rm -rf "${build:?}"/*
+    (cd "$build" && rm -rf recipe sdist source wheel torch_types.h*)
     "$python" -m pip download --no-deps --no-build-isolation --no-binary :all: -d "$build/sdist" "$spec"
     mkdir -p "$build/source"
     tar -xzf "$build"/sdist/*.tar.gz -C "$build/source" --strip-components 1
@@ -74,10 +75,13 @@ print(*flags)
 PY
     ) || return 1
     more+=' -fPIC -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext'
-    echo '#include <torch/types.h>' > "$header"
-    # shellcheck disable=SC2086  # flags are words
-    "$cxx" $flags $more -x c++-header "$header" -o "$header.gch.part" || return 1
-    mv "$header.gch.part" "$header.gch"
+    if [[ ! -f $header.gch ]]; then
+        echo 'Making the precompiled header.'
+        echo '#include <torch/types.h>' > "$header"
+        # shellcheck disable=SC2086  # flags are words
+        "$cxx" $flags $more -x c++-header "$header" -o "$header.gch.part" || return 1
+        mv "$header.gch.part" "$header.gch"
+    fi
     # With -H, GCC marks a precompiled header that it uses with an exclamation mark.
     echo 'int answer = 42;' > "$build/probe.cpp"
     # shellcheck disable=SC2086
@@ -90,9 +94,8 @@ compile() {
         --wheel-dir "$build/wheel" "$build/source"
 }
 
-echo 'Making the precompiled header.'
 if make_header; then
-    echo "Precompiled header made; $MAX_JOBS file(s) at a time, for $target."
+    echo "Precompiled header in use; $MAX_JOBS file(s) at a time, for $target."
     compile "$flags -include $header -Winvalid-pch" || {
         echo 'The build with the precompiled header failed; once more without it.'
         rm -rf "$build/source/build"
@@ -104,4 +107,5 @@ else
 fi
 
 "$python" -m pip install --no-deps --force-reinstall "$build"/wheel/*.whl
-rm -f "$header.gch"
+exit
+}

@@ -9,6 +9,7 @@
 # Versions are those of requirements/. Every step that succeeded leaves a stamp keyed by what it was
 # made from, so the script can be interrupted and run again, and has nothing to do in a second or two.
 set -euo pipefail
+{  # read as a whole before it runs, so that an edit or `git pull` meanwhile does no harm
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 stack=onedl
@@ -241,3 +242,5 @@ if [[ $changed ]]; then
 else
     say "up to date: $venv"
 fi
+exit
+}
