@@ -40,6 +40,9 @@ class MIMDecoder(BaseModule):
             theirs computed on the fly.
         patch_size: Side of a patch in pixels.
         norm_eps: Epsilon of all LayerNorms.
+
+    Raises:
+        ValueError: ``strides`` or ``embed_dims`` do not fit.
     """
 
     def __init__(
@@ -57,6 +60,9 @@ class MIMDecoder(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.in_channels, self.strides, self.embed_dims = in_channels, tuple(strides), embed_dims
+        rising = list(self.strides) == sorted(set(self.strides))
+        if not self.strides or not rising or any(self.strides[-1] % s for s in self.strides):
+            raise ValueError(f'`strides` of the decoder must rise and divide the last one, but got {self.strides}')
         sides = [self.strides[-1] // s for s in self.strides]
         if embed_dims % max(sides) ** 2 or embed_dims % num_heads:
             raise ValueError(

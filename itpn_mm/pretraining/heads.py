@@ -90,7 +90,7 @@ class MFMHead(BaseModule):
         loss_weight: The paper's lambda.
 
     Raises:
-        ValueError: Unknown ``positions``, or ``loss_weight`` not above 0.
+        ValueError: Unknown ``positions``, ``loss_weight`` not above 0, or stages and strides of different numbers.
     """
 
     def __init__(
@@ -111,6 +111,10 @@ class MFMHead(BaseModule):
                 'to train without feature targets leave out `mfm_head` and `teacher`'
             )
         self.stage_channels, self.strides = tuple(stage_channels), tuple(strides)
+        if len(self.stage_channels) != len(self.strides):
+            raise ValueError(
+                f'`stage_channels` {self.stage_channels} and `strides` {self.strides} of MFMHead must be of one length'
+            )
         self.positions, self.in_channels, self.loss_weight = positions, in_channels, loss_weight
         self.sides = {s: self.strides[-1] // s for s in self.strides}  # sub-tokens along the side of a patch
         self.projs = nn.ModuleDict()
