@@ -211,7 +211,8 @@ class HiViT(PretrainedModule):
         H and W are padded with zeros to whole patches; the maps cover the padded image.
         """
         maps = self.forward_stages(x)
-        return tuple(maps[i].permute(0, 3, 1, 2) for i in self.out_indices)
+        # Contiguous, because mmcv's operators (RoIAlign, deformable convolution) read memory as (B, C, H, W).
+        return tuple(maps[i].permute(0, 3, 1, 2).contiguous() for i in self.out_indices)
 
     def forward_stages(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs of the three stages, channels last.

@@ -133,7 +133,8 @@ class TransformerPyramidNeck(PretrainedModule):
         """Maps (B, C, H / s, W / s) of the backbone -> maps (B, F, H / s, W / s) at ``out_strides``."""
         maps = [x.permute(0, 2, 3, 1) for x in inputs]
         self._check_maps(maps)
-        levels = {s: x.permute(0, 3, 1, 2) for s, x in self.forward_levels(maps).items()}
+        # Contiguous, because mmcv's operators (RoIAlign, deformable convolution) read memory as (B, C, H, W).
+        levels = {s: x.permute(0, 3, 1, 2).contiguous() for s, x in self.forward_levels(maps).items()}
         if self.concat_inputs:
             backbone = dict(zip(self.in_strides, inputs, strict=True))
             levels = {s: torch.cat([x, backbone[s]], dim=1) for s, x in levels.items()}
