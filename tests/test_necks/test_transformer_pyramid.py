@@ -190,17 +190,18 @@ def test_copying_and_pickling(pool):
             assert torch.equal(x, y)
 
 
-def test_maps_are_channels_last_without_a_copy():
-    neck, made = build(), []
-    for stride in (4, 8, 16):
-        neck.outputs[f'p{stride}'].register_forward_hook(
-            lambda _, args, out, s=stride: made.append((s, out.data_ptr()))
-        )
-    outputs = neck(maps())
-    for x in (*outputs, *build(concat_inputs=True)(maps())):
-        assert x.is_contiguous(memory_format=torch.channels_last)
-    for (stride, pointer), x in zip(sorted(made), outputs):
-        assert x.data_ptr() == pointer, stride
+def test_maps_are_contiguous():
+    """mmcv's operators read memory as (B, C, H, W) whatever the strides say."""
+    for x in (*build()(maps()), *build(concat_inputs=True)(maps())):
+        assert x.is_contiguous()
+
+
+def test_roi_align_reads_the_levels_right():
+    ops = pytest.importorskip('mmcv.ops')
+    level = build()(maps())[0].detach()
+    rois = torch.tensor([[0, 1.0, 2.0, 30.0, 25.0]])
+    align = ops.RoIAlign(7, 1 / 4)
+    assert torch.equal(align(level, rois), align(level.clone(memory_format=torch.contiguous_format), rois))
 
 
 def test_autocast_in_bfloat16():
