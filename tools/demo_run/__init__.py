@@ -1,0 +1,1 @@
+"""The demo's machinery: running steps, reading their results, drawing them."""
