@@ -1,22 +1,22 @@
 # A small model on 128-pixel tiles of one picture of nuclei: minutes on two cores. See tools/demo.sh.
 _base_ = ['../_base_/models/mask-rcnn_hivit-base_tpn.py', 'mmdet::_base_/default_runtime.py']
 
-pretrained = 'work_dirs/demo/pretrain/epoch_60.pth'
+pretrained = 'work_dirs/demo/pretrain/epoch_24.pth'
 model = dict(
     backbone=dict(
-        arch=dict(_delete_=True, embed_dims=256, depths=(1, 1, 6), num_heads=4),
+        arch=dict(_delete_=True, embed_dims=256, depths=(1, 1, 4), num_heads=4),
         img_size=128,
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint=pretrained),
     ),
-    neck=dict(in_channels=(64, 128, 256), out_channels=128, depth=1, init_cfg=dict(checkpoint=pretrained)),
-    rpn_head=dict(in_channels=128, feat_channels=64),
+    neck=dict(in_channels=(64, 128, 256), out_channels=64, depth=1, init_cfg=dict(checkpoint=pretrained)),
+    rpn_head=dict(in_channels=64, feat_channels=64),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=128),
+        bbox_roi_extractor=dict(out_channels=64),
         bbox_head=dict(
             _delete_=True,
             type='Shared2FCBBoxHead',
-            in_channels=128,
+            in_channels=64,
             fc_out_channels=256,
             roi_feat_size=7,
             num_classes=1,
@@ -27,8 +27,8 @@ model = dict(
             loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
             loss_bbox=dict(type='L1Loss', loss_weight=1.0),
         ),
-        mask_roi_extractor=dict(out_channels=128),
-        mask_head=dict(num_convs=2, in_channels=128, conv_out_channels=64, num_classes=1),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=1),
     ),
     train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
 )
@@ -82,13 +82,13 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/val.json', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-max_epochs = 24
+max_epochs = 20
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', T_max=24, by_epoch=True, begin=0, end=24, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=20, by_epoch=True, begin=0, end=20, convert_to_iter_based=True),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
@@ -99,6 +99,6 @@ optim_wrapper = dict(
 )
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
-    checkpoint=dict(type='CheckpointHook', interval=24, max_keep_ckpts=1),
+    checkpoint=dict(type='CheckpointHook', interval=20, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)

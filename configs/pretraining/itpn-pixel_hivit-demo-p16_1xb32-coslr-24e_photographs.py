@@ -6,11 +6,11 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, embed_dims=256, depths=(1, 1, 6), num_heads=4), img_size=128),
-    neck=dict(in_channels=(64, 128, 256), out_channels=128, depth=1),
-    decoder=dict(in_channels=128, embed_dims=192, depth=2, num_heads=6, img_size=128),
-    head=dict(embed_dims=192),
-    mfm_head=dict(stage_channels=(64, 128, 256), in_channels=192),
+    backbone=dict(arch=dict(_delete_=True, embed_dims=256, depths=(1, 1, 4), num_heads=4), img_size=128),
+    neck=dict(in_channels=(64, 128, 256), out_channels=64, depth=1),
+    decoder=dict(in_channels=64, embed_dims=128, depth=1, num_heads=4, img_size=128),
+    head=dict(embed_dims=128),
+    mfm_head=dict(stage_channels=(64, 128, 256), in_channels=128),
 )
 
 train_pipeline = [
@@ -21,7 +21,7 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=1,
     persistent_workers=True,
     drop_last=True,
@@ -36,10 +36,10 @@ train_dataloader = dict(
     ),
 )
 
-train_cfg = dict(max_epochs=60)
+train_cfg = dict(max_epochs=24)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=55, by_epoch=True, begin=5, end=60, convert_to_iter_based=True),
+    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=3, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=21, by_epoch=True, begin=3, end=24, convert_to_iter_based=True),
 ]
 optim_wrapper = dict(
     _delete_=True,
@@ -50,7 +50,7 @@ optim_wrapper = dict(
 )
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=15),
-    checkpoint=dict(type='CheckpointHook', interval=60, max_keep_ckpts=1),
+    checkpoint=dict(type='CheckpointHook', interval=24, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)
-auto_scale_lr = dict(_delete_=True, base_batch_size=64)
+auto_scale_lr = dict(_delete_=True, base_batch_size=32)
