@@ -69,18 +69,33 @@ def read_config(argv: list[str]) -> Config:
     return cfg
 
 
-def join_processes_on_cpu() -> None:
-    """Start torch.distributed with gloo where `torchrun` started us on a machine without a GPU.
+def join_processes_on_cpu(cfg: Config) -> list[str]:
+    """Join the processes of `torchrun` by gloo on a machine without a GPU; else do nothing.
 
-    mmengine would select a CUDA device first, which fails there; it leaves a group that exists
-    alone.
+    mmengine, told to launch with `pytorch`, selects a CUDA device and names one to
+    DistributedDataParallel, both of which fail there. It leaves a process group that exists alone,
+    and the device to the config.
+
+    Returns:
+        The arguments of the stock script that this asks for.
     """
-    if 'RANK' in os.environ and not torch.cuda.is_available():
-        torch.distributed.init_process_group('gloo')
+    if 'RANK' not in os.environ or torch.cuda.is_available():
+        return []
+    torch.distributed.init_process_group('gloo')
+    wrapper = {
+        'type': 'MMDistributedDataParallel',
+        'broadcast_buffers': False,
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        **(cfg.get('model_wrapper_cfg') or {}),
+        'device_ids': None,
+    }
+    return ['--cfg-options', *(f'model_wrapper_cfg.{key}={wrapper[key]}' for key in wrapper)]
 
 
 def hand_over(name: str, mode: str, argv: list[str]) -> None:
     """Check the config in `argv`, then run the stock script on the very same arguments.
+
+    Only several processes on a CPU need more, see `join_processes_on_cpu`.
 
     Args:
         name: Its file name, `train.py` or `test.py`.
@@ -93,7 +108,6 @@ def hand_over(name: str, mode: str, argv: list[str]) -> None:
         check_config(cfg, mode)
     except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         sys.exit(f'{name}: {error}')
-    join_processes_on_cpu()
-    sys.argv = [str(script), *argv]
+    sys.argv = [str(script), *argv, *join_processes_on_cpu(cfg)]
     sys.path[0] = str(script.parent)  # as if Python had been started on it
     runpy.run_path(str(script), run_name='__main__')
