@@ -34,7 +34,7 @@ def check_model_fits(model: nn.Module) -> None:
         maps = neck_maps(necks[-1])
     if maps is None:
         return
-    for name in ('rpn_head', 'bbox_head', 'mask_head'):
+    for name in ('rpn_head', 'bbox_head'):
         _check_dense_head(maps, name, getattr(model, name, None))
     _check_roi_head(maps, getattr(model, 'roi_head', None))
     for name in ('decode_head', 'auxiliary_head'):

@@ -197,6 +197,13 @@ def test_classifier_head():
     )
 
 
+def test_single_stage_mask_head_is_not_compared():
+    """The one of CondInst takes the output of a branch of its own."""
+    model = detector()
+    model.mask_head = nn.Conv2d(99, 8, 1)
+    check_model_fits(model)
+
+
 def test_necks_in_a_row():
     model = detector()
     dyhead = nn.Identity()
