@@ -11,6 +11,7 @@
 # The environment (ITPN_VENV, default .venv) is set up first if it is not. Every step is a stock
 # command, which is shown and can be run alone.
 set -euo pipefail
+{  # read as a whole before it runs, so that an edit or `git pull` meanwhile does no harm
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
@@ -29,3 +30,4 @@ SECONDS=0
 bash "$repo/tools/setup_env.sh"
 venv=${ITPN_VENV:-$repo/.venv}
 exec "$venv/bin/python" "$repo/tools/demo.py" --setup-seconds "$SECONDS" ${arguments[@]+"${arguments[@]}"}
+}

@@ -99,7 +99,7 @@ def read_pictures(paths: Sequence[str], height: int, width: int) -> Tensor:
             raise FileNotFoundError(f'{path}: no such picture')
         try:
             pictures.append(pipeline({'img_path': str(path)})['inputs'])
-        except (AttributeError, OSError, ValueError) as error:  # a failed read gives None in mmcv
+        except (AssertionError, OSError, ValueError) as error:  # mmcv asserts
             raise ValueError(f'{path}: cannot be read as a picture ({error})') from error
     return torch.stack(pictures)
 

@@ -8,14 +8,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from .results import Records, loss_names
 
-# Colours that the colour-blind can tell apart (Okabe and Ito); vermilion is kept for errors.
-COLOURS = ('#56B4E9', '#F0E442', '#009E73', '#CC79A7', '#E69F00', '#0072B2')
+# On dark pictures; red is kept for errors.
+COLOURS = (
+    *('#56B4E9', '#F0E442', '#00B386', '#F29BC9', '#E69F00'),
+    *('#3D7BFF', '#FFFFFF', '#B48CFF', '#7FE5D8', '#B6D957'),
+)
 WRONG = '#FF4B1F'
+# On white; the colour-blind can tell them apart (Okabe and Ito).
 LINES = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 MATCH = 0.5  # IoU of masks
 
@@ -50,7 +55,7 @@ def draw_loss_curves(
             right.plot(epochs, values, style, color=colour, markersize=4, label=name)
     _finish(middle, 'fine-tuning loss (Mask R-CNN)', 'iteration')
     _finish(right, 'AP on the held-out region', 'epoch')
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches='tight', pad_inches=0.15)
 
 
 def _plot(axes: Axes, x: list, y: list, colour: str, label: str, width: float = 1.8) -> None:
@@ -61,6 +66,7 @@ def _finish(axes: Axes, title: str, x: str) -> None:
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
@@ -106,7 +112,7 @@ def draw_detections(
         if item['score'] >= threshold:
             founds[item['image_id']].append(item)
     tiles = annotations['images']
-    figure = Figure(figsize=(4 * len(tiles), 8.9), layout='constrained')
+    figure = Figure(figsize=(4 * len(tiles), 9.1), layout='constrained')
     rows = figure.subplots(2, len(tiles), squeeze=False)
     for tile, above, below in zip(tiles, rows[0], rows[1]):
         truth, found = truths[tile['id']], founds[tile['id']]
@@ -132,7 +138,7 @@ def draw_detections(
         f'nucleus above and below; red has no match at a mask IoU of {MATCH}.',
         fontsize=11,
     )
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, bbox_inches='tight', pad_inches=0.15)
 
 
 def _draw_tile(
@@ -153,8 +159,8 @@ def _draw_tile(
             Rectangle((left - 0.5, top - 0.5), w, h, fill=False, color=colour, linestyle='--')
         )
         if 'score' in item:
-            axes.text(
-                min(left, width - 14), max(top - 2, 4), f'{item["score"]:.2f}', color=colour, size=9
-            )
+            place = min(max(left, 1), width - 12), max(top - 2.5, 5)
+            shade = dict(facecolor='black', alpha=0.55, linewidth=0, pad=1)
+            axes.text(*place, f'{item["score"]:.2f}', color=colour, size=9, bbox=shade)
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(height - 0.5, -0.5)

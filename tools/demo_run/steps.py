@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # What the OpenMMLab packages print beside progress and results; logs keep all of it.
 NOISE = re.compile(
     r'is skipped since its requires_grad|paramwise_options --|will be deprecated in future'
-    r'|Exp name: |_copypaste: |Could not import OneDL|pin_memory|super\(\)\.__init__\(loader\)'
+    r'|Exp name: |Distributed training is not used|_copypaste: |Could not import OneDL'
+    r'|pin_memory|super\(\)\.__init__\(loader\)'
     r'|^(Loading and preparing|loading annotations|DONE|Done|creating index|index created'
     r'|Running per image|Evaluate annotation|Accumulating|COCOeval)'
     r'|^ Average (Precision|Recall)|^ *$'
