@@ -170,6 +170,12 @@ def test_explain_neck(found, built, message):
     assert explain_mismatch('neck', *states, NECK) == message
 
 
+def test_weights_that_are_not_there_are_not_compared():
+    state = {k: v for k, v in backbone(mlp_ratio=2.0).state_dict().items() if 'mlp' not in k}
+    assert inspect({f'backbone.{k}': v for k, v in state.items()})['backbone']['mlp_ratio'] is None
+    assert explain_mismatch('backbone', state, backbone().state_dict(), 'HiViT') is None
+
+
 def test_nothing_to_explain():
     state = {'conv1.weight': torch.zeros(1)}
     assert explain_mismatch('backbone', state, backbone().state_dict(), 'HiViT') is None
