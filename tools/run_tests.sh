@@ -14,7 +14,7 @@ arguments=()
 while (( $# )); do
     case $1 in
         --slow) slow=1 ;;
-        --stack) stack=${2-}; shift ;;
+        --stack) stack=${2-}; if (( $# > 1 )); then shift; fi ;;
         --stack=*) stack=${1#*=} ;;
         -h | --help) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
         *) arguments+=("$1") ;;

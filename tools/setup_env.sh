@@ -15,7 +15,7 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 stack=onedl
 while (( $# )); do
     case $1 in
-        --stack) stack=${2-}; shift ;;
+        --stack) stack=${2-}; if (( $# > 1 )); then shift; fi ;;
         --stack=*) stack=${1#*=} ;;
         -h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
         *) echo "setup_env.sh: unknown argument '$1'; usage: setup_env.sh [--stack onedl|openmmlab]" >&2; exit 2 ;;
