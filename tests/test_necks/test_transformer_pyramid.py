@@ -201,7 +201,9 @@ def test_roi_align_reads_the_levels_right():
     level = build()(maps())[0].detach()
     rois = torch.tensor([[0, 1.0, 2.0, 30.0, 25.0]])
     align = ops.RoIAlign(7, 1 / 4)
-    assert torch.equal(align(level, rois), align(level.clone(memory_format=torch.contiguous_format), rois))
+    assert torch.equal(
+        align(level, rois), align(level.clone(memory_format=torch.contiguous_format), rois)
+    )
 
 
 def test_autocast_in_bfloat16():
