@@ -5,5 +5,7 @@ _base_ = [
     'mmpretrain::_base_/default_runtime.py',
 ]
 
+# As in the stock file, from which mmengine would also hand the function the key `_scope_`.
+train_dataloader = dict(collate_fn=dict(_delete_=True, type='default_collate'))
 default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3))
 randomness = dict(seed=0, diff_rank_seed=True)
