@@ -269,10 +269,12 @@ class PlainModel(nn.Module):
         )
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W), H and W multiples of 16 -> maps (B, out_channels, H / s, W / s), finest first."""
+        """(B, 3, H, W), H and W multiples of 16 -> maps (B, out_channels, H / s, W / s), finest
+        first.
+        """
         height, width = img.shape[2:]
         if height % 16 or width % 16:
-            raise ValueError(f'sides of `img` must be multiples of 16: {height}x{width}')
+            raise ValueError(f'`img` sides must be multiples of 16: {height}x{width}')
         levels = self.neck(*self.backbone(img))
         maps = [tokens_to_map(level, height // 16, width // 16) for level in levels]
         for _ in range(2):

@@ -1,4 +1,5 @@
-# A small model on 128-pixel tiles of one picture of nuclei: minutes on two cores. See tools/demo.sh.
+# A small model on 128-pixel tiles of one picture of nuclei: minutes on two cores. See
+# tools/demo.sh.
 _base_ = ['../_base_/models/mask-rcnn_hivit-base_tpn.py', 'mmdet::_base_/default_runtime.py']
 
 pretrained = 'work_dirs/demo/pretrain/epoch_24.pth'
@@ -9,7 +10,9 @@ model = dict(
         drop_path_rate=0.1,
         init_cfg=dict(checkpoint=pretrained),
     ),
-    neck=dict(in_channels=(64, 128, 256), out_channels=64, depth=1, init_cfg=dict(checkpoint=pretrained)),
+    neck=dict(
+        in_channels=(64, 128, 256), out_channels=64, depth=1, init_cfg=dict(checkpoint=pretrained)
+    ),
     rpn_head=dict(in_channels=64, feat_channels=64),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
@@ -21,7 +24,9 @@ model = dict(
             roi_feat_size=7,
             num_classes=1,
             bbox_coder=dict(
-                type='DeltaXYWHBBoxCoder', target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]
+                type='DeltaXYWHBBoxCoder',
+                target_means=[0.0, 0.0, 0.0, 0.0],
+                target_stds=[0.1, 0.1, 0.2, 0.2],
             ),
             reg_class_agnostic=False,
             loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
@@ -38,14 +43,19 @@ metainfo = dict(classes=('nucleus',))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
+    dict(
+        type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']
+    ),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='Resize', scale=(128, 128), keep_ratio=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 train_dataloader = dict(
     batch_size=4,
@@ -79,7 +89,9 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/val.json', metric=['bbox', 'segm'])
+val_evaluator = dict(
+    type='CocoMetric', ann_file=data_root + 'annotations/val.json', metric=['bbox', 'segm']
+)
 test_evaluator = val_evaluator
 
 max_epochs = 20
@@ -88,7 +100,14 @@ val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', T_max=20, by_epoch=True, begin=0, end=20, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=20,
+        by_epoch=True,
+        begin=0,
+        end=20,
+        convert_to_iter_based=True,
+    ),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',

@@ -1,4 +1,5 @@
-# No recipe was published for this one: rate, steps and stochastic depth follow the base model's 3x schedule.
+# No recipe was published for this one: rate, steps and stochastic depth follow the base model's 3x
+# schedule.
 _base_ = './mask-rcnn_hivit-large-itpn-pixel_tpn_32xb2-amp-ms-crop-1x_coco.py'
 
 model = dict(backbone=dict(drop_path_rate=0.3))

@@ -6,7 +6,9 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, embed_dims=256, depths=(1, 1, 4), num_heads=4), img_size=128),
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=256, depths=(1, 1, 4), num_heads=4), img_size=128
+    ),
     neck=dict(in_channels=(64, 128, 256), out_channels=64, depth=1),
     decoder=dict(in_channels=64, embed_dims=128, depth=1, num_heads=4, img_size=128),
     head=dict(embed_dims=128),
@@ -15,7 +17,13 @@ model = dict(
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=128, crop_ratio_range=(0.4, 1.0), backend='cv2', interpolation='bicubic'),
+    dict(
+        type='RandomResizedCrop',
+        scale=128,
+        crop_ratio_range=(0.4, 1.0),
+        backend='cv2',
+        interpolation='bicubic',
+    ),
     dict(type='RandomFlip', prob=0.5),
     dict(type='RandomFlip', prob=0.5, direction='vertical'),
     dict(type='PackInputs'),
@@ -38,8 +46,22 @@ train_dataloader = dict(
 
 train_cfg = dict(max_epochs=24)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=3, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=21, by_epoch=True, begin=3, end=24, convert_to_iter_based=True),
+    dict(
+        type='LinearLR',
+        start_factor=1e-4,
+        by_epoch=True,
+        begin=0,
+        end=3,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=21,
+        by_epoch=True,
+        begin=3,
+        end=24,
+        convert_to_iter_based=True,
+    ),
 ]
 optim_wrapper = dict(
     _delete_=True,

@@ -1,6 +1,7 @@
-"""HiViT, the hierarchical vision transformer of iTPN (paper, Section 3.1; HiViT: arXiv 2205.14949)."""
+"""HiViT, the hierarchical vision transformer of iTPN (Section 3.1; arXiv 2205.14949)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,32 +31,37 @@ REL_POS_KINDS = (None, 'block', 'shared', 'decomposed')
 class HiViT(PretrainedModule):
     """Hierarchical vision transformer whose early stages never look beyond a patch.
 
-    Stages 1 and 2 are channel MLPs on the 4 x 4 and 2 x 2 sub-tokens of every patch, stage 3 is a plain ViT on the grid
-    of patches. So patches can be left out before the first layer, and features still come at strides 4, 8 and 16.
+    Stages 1 and 2 are channel MLPs on the 4 x 4 and 2 x 2 sub-tokens of every patch, stage 3 is a
+    plain ViT on the grid of patches. So patches can be left out before the first layer, and
+    features still come at strides 4, 8 and 16.
 
     Args:
-        arch: Name in ``arch_zoo``, or a dict with ``embed_dims`` (width E of stage 3; stages 1 and 2 have E/4 and E/2),
-            ``depths`` (blocks of the three stages) and ``num_heads``.
-        img_size: Pre-training size of square images, or (height, width); sets the grid of position parameters. Images
-            of other sizes are taken all the same: positions are resampled.
+        arch: Name in ``arch_zoo``, or a dict with ``embed_dims`` (width E of stage 3; stages 1 and
+            2 have E/4 and E/2), ``depths`` (blocks of the three stages) and ``num_heads``.
+        img_size: Pre-training size of square images, or (height, width); sets the grid of position
+            parameters. Images of other sizes are taken all the same: positions are resampled.
         patch_size: Side of a patch in pixels, a multiple of 4.
         in_channels: Channels of an image.
         stem_mlp_ratio: MLP ratio of stages 1 and 2.
         mlp_ratio: MLP ratio of stage 3.
         qkv_bias: Whether queries, keys and values have biases.
         patch_norm: Whether a LayerNorm follows the patch embedding.
-        use_abs_pos_emb: Whether a learned position embedding (sine-cosine at the start) is added before stage 3.
-        rel_pos_bias: Relative position bias of stage 3: ``None``, a table per ``'block'``, one ``'shared'`` table, or
-            ``'decomposed'`` into rows and columns (ViTDet).
+        use_abs_pos_emb: Whether a learned position embedding (sine-cosine at the start) is added
+            before stage 3.
+        rel_pos_bias: Relative position bias of stage 3: ``None``, a table per ``'block'``, one
+            ``'shared'`` table, or ``'decomposed'`` into rows and columns (ViTDet).
         layer_scale_init_value: Initial value of layer scale; ``None`` for no layer scale.
         drop_rate: Dropout after the position embedding, the attention projection and in the MLPs.
-        drop_path_rate: Stochastic depth of the last block; the blocks before rise to it linearly from 0.
+        drop_path_rate: Stochastic depth of the last block; the blocks before rise to it linearly
+            from 0.
         norm_eps: Epsilon of all LayerNorms.
-        interpolate_offset: See :func:`itpn_mm.layers.resize_pos_embed`; the released iTPN numbers need 0.1.
+        interpolate_offset: See :func:`itpn_mm.layers.resize_pos_embed`; the released iTPN numbers
+            need 0.1.
         out_indices: Stages (0, 1, 2 for strides 4, 8, 16) to return.
-        frozen_stages: Stages that do not train: -1 none, 0 the patch embedding, k also the first k stages with the
-            merges before them (3 includes the position parameters).
-        with_cp: Whether to recompute activations of each block in the backward pass, to save memory.
+        frozen_stages: Stages that do not train: -1 none, 0 the patch embedding, k also the first k
+            stages with the merges before them (3 includes the position parameters).
+        with_cp: Whether to recompute activations of each block in the backward pass, to save
+            memory.
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)`` or mmengine initialisers.
 
     Raises:
@@ -63,7 +69,7 @@ class HiViT(PretrainedModule):
     """
 
     # Tiny and small: HiViT's own sizes; base and large: those of iTPN.
-    arch_zoo = dict(
+    arch_zoo: ClassVar[dict[str, dict]] = dict(
         tiny=dict(embed_dims=384, depths=(1, 1, 10), num_heads=6),
         small=dict(embed_dims=384, depths=(2, 2, 20), num_heads=6),
         base=dict(embed_dims=512, depths=(3, 3, 24), num_heads=8),
@@ -96,14 +102,19 @@ class HiViT(PretrainedModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         arch = self._parse_arch(arch)
-        self.embed_dims, self.depths, num_heads = arch['embed_dims'], tuple(arch['depths']), arch['num_heads']
+        self.embed_dims, self.depths = arch['embed_dims'], tuple(arch['depths'])
+        num_heads = arch['num_heads']
         self.patch_size = patch_size
         self.grid = self._parse_grid(img_size, patch_size)
         self.out_indices = self._parse_out_indices(out_indices)
         if rel_pos_bias not in REL_POS_KINDS:
-            raise ValueError(f'`rel_pos_bias` must be one of {REL_POS_KINDS}, but got {rel_pos_bias!r}')
+            raise ValueError(
+                f'`rel_pos_bias` must be one of {REL_POS_KINDS}, but got {rel_pos_bias!r}'
+            )
         if rel_pos_bias == 'decomposed' and self.grid[0] != self.grid[1]:
-            raise ValueError(f"`rel_pos_bias='decomposed'` needs a square `img_size`, but got {img_size}")
+            raise ValueError(
+                f"`rel_pos_bias='decomposed'` needs a square `img_size`, but got {img_size}"
+            )
         if not -1 <= frozen_stages <= 3:
             raise ValueError(f'`frozen_stages` must be in -1..3, but got {frozen_stages}')
         if not 0 <= drop_path_rate < 1:
@@ -120,7 +131,9 @@ class HiViT(PretrainedModule):
         self.merges = nn.ModuleList(PatchMerge(dim, norm_eps) for dim in dims[:2])
         rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu')  # never 'meta'
         rates = iter(rates.tolist())
-        common = dict(layer_scale_init_value=layer_scale_init_value, drop_rate=drop_rate, norm_eps=norm_eps)
+        common = dict(
+            layer_scale_init_value=layer_scale_init_value, drop_rate=drop_rate, norm_eps=norm_eps
+        )
 
         def rel_pos() -> nn.Module | None:
             if rel_pos_bias == 'block':
@@ -133,26 +146,37 @@ class HiViT(PretrainedModule):
         for dim, depth in zip(dims[:2], self.depths[:2], strict=True):
             self.stages.append(
                 nn.ModuleList(
-                    MlpBlock(dim, stem_mlp_ratio, drop_path_rate=next(rates), **common) for _ in range(depth)
+                    MlpBlock(dim, stem_mlp_ratio, drop_path_rate=next(rates), **common)
+                    for _ in range(depth)
                 )
             )
         self.stages.append(
             nn.ModuleList(
                 AttentionBlock(
-                    dims[2], num_heads, mlp_ratio, qkv_bias, rel_pos(), drop_path_rate=next(rates), **common
+                    dims[2],
+                    num_heads,
+                    mlp_ratio,
+                    qkv_bias,
+                    rel_pos(),
+                    drop_path_rate=next(rates),
+                    **common,
                 )
                 for _ in range(self.depths[2])
             )
         )
-        self.pos_embed = nn.Parameter(sincos_pos_embed(self.grid, self.embed_dims)) if use_abs_pos_emb else None
-        self.rel_pos = RelativePositionBias(self.grid, num_heads) if rel_pos_bias == 'shared' else None
+        self.pos_embed = (
+            nn.Parameter(sincos_pos_embed(self.grid, self.embed_dims)) if use_abs_pos_emb else None
+        )
+        self.rel_pos = (
+            RelativePositionBias(self.grid, num_heads) if rel_pos_bias == 'shared' else None
+        )
         self.drop_after_pos = nn.Dropout(drop_rate)
         self.apply(self._init_linear)
         self._freeze_stages()
 
     @staticmethod
     def _init_linear(module: nn.Module) -> None:
-        """Truncated normal of 0.02, as the released models are initialised (convolutions keep torch's default)."""
+        """Truncated normal of 0.02 as in the released models; convolutions keep torch's default."""
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
@@ -162,11 +186,16 @@ class HiViT(PretrainedModule):
     def _parse_arch(cls, arch: str | dict) -> dict:
         if isinstance(arch, str):
             if arch not in cls.arch_zoo:
-                raise ValueError(f'`arch` must be a dict or one of {sorted(cls.arch_zoo)}, but got {arch!r}')
+                raise ValueError(
+                    f'`arch` must be a dict or one of {sorted(cls.arch_zoo)}, but got {arch!r}'
+                )
             return cls.arch_zoo[arch]
         keys = {'embed_dims', 'depths', 'num_heads'}
         if not isinstance(arch, dict) or set(arch) != keys:
-            raise ValueError(f'`arch` must be a name or a dict with exactly the keys {sorted(keys)}, but got {arch!r}')
+            raise ValueError(
+                f'`arch` must be a name or a dict with exactly the keys {sorted(keys)}, '
+                f'but got {arch!r}'
+            )
         depths = arch['depths']
         if not are_sizes(depths) or len(depths) != 3:
             raise ValueError(
@@ -179,7 +208,8 @@ class HiViT(PretrainedModule):
                 )
         if arch['embed_dims'] % 4 or arch['embed_dims'] % arch['num_heads']:
             raise ValueError(
-                f"`arch['embed_dims']` must be a multiple of 4 and of `num_heads`, but got {arch['embed_dims']} "
+                "`arch['embed_dims']` must be a multiple of 4 and of `num_heads`, but got "
+                f'{arch["embed_dims"]} '
                 f'with {arch["num_heads"]} heads'
             )
         return arch
@@ -206,24 +236,29 @@ class HiViT(PretrainedModule):
         return indices
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 3, H, W) -> maps (B, C, H / s, W / s) of the stages ``out_indices``, s = 4, 8, 16.
+        """Images (B, 3, H, W) -> maps (B, C, H / s, W / s) of the stages ``out_indices``.
+
+        The strides s are 4, 8 and 16 for patches of 16 pixels.
 
         H and W are padded with zeros to whole patches; the maps cover the padded image.
         """
         maps = self.forward_stages(x)
-        # Contiguous, because mmcv's operators (RoIAlign, deformable convolution) read memory as (B, C, H, W).
+        # Contiguous, because mmcv's operators, such as RoIAlign, read memory as (B, C, H, W).
         return tuple(maps[i].permute(0, 3, 1, 2).contiguous() for i in self.out_indices)
 
-    def forward_stages(self, x: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward_stages(
+        self, x: Tensor, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Outputs of the three stages, channels last.
 
         Args:
             x: Images (B, 3, H, W).
-            keep: Indices (B, V) of the patches to run, row-major over the grid; ``None`` runs all of them.
+            keep: Indices (B, V) of the patches to run, row-major over the grid; ``None`` runs all
+                of them.
 
         Returns:
-            (B, H/4, W/4, E/4), (B, H/8, W/8, E/2), (B, H/16, W/16, E); with ``keep``, the V patches stand in one
-            column: (B, 4V, 4, E/4), (B, 2V, 2, E/2), (B, V, 1, E).
+            (B, H/4, W/4, E/4), (B, H/8, W/8, E/2), (B, H/16, W/16, E); with ``keep``, the V patches
+            stand in one column: (B, 4V, 4, E/4), (B, 2V, 2, E/2), (B, V, 1, E).
         """
         x = self._pad(x)
         height, width = (n // self.patch_size for n in x.shape[2:])
@@ -242,7 +277,7 @@ class HiViT(PretrainedModule):
         return *maps, x.view(shape)
 
     def run_attention(self, x: Tensor, tokens: TokenGrid) -> Tensor:
-        """Stage 3 on a sequence without positions: (B, L, E) -> (B, L, E). The one step that mixes patches."""
+        """Stage 3, the one step that mixes patches: (B, L, E) -> (B, L, E)."""
         if self.pos_embed is not None:
             x = x + self.position(tokens)
         x = self.drop_after_pos(x)
@@ -253,7 +288,9 @@ class HiViT(PretrainedModule):
 
     def position(self, tokens: TokenGrid) -> Tensor:
         """Position embedding of the tokens: (1, L, E), or (B, V, E) if only some are kept."""
-        pos = resize_pos_embed(self.pos_embed, self.grid, (tokens.height, tokens.width), self.interpolate_offset)
+        pos = resize_pos_embed(
+            self.pos_embed, self.grid, (tokens.height, tokens.width), self.interpolate_offset
+        )
         return pos if tokens.keep is None else pos[0][tokens.keep]
 
     def _run(self, block: nn.Module, *args) -> Tensor:
@@ -270,7 +307,9 @@ class HiViT(PretrainedModule):
             )
         height, width = x.shape[2:]
         if height < p or width < p:
-            raise ValueError(f'images must be at least one patch ({p} x {p} pixels), but got {height} x {width}')
+            raise ValueError(
+                f'images must be at least one patch ({p} x {p} pixels), but got {height} x {width}'
+            )
         bottom, right = -height % p, -width % p
         return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
 
@@ -283,7 +322,11 @@ class HiViT(PretrainedModule):
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
-        modules = [self.patch_embed, *self.stages[: self.frozen_stages], *self.merges[: max(self.frozen_stages - 1, 0)]]
+        modules = [
+            self.patch_embed,
+            *self.stages[: self.frozen_stages],
+            *self.merges[: max(self.frozen_stages - 1, 0)],
+        ]
         parameters = []
         if self.frozen_stages == 3:
             parameters.append(self.pos_embed)
@@ -294,18 +337,21 @@ class HiViT(PretrainedModule):
         for parameter in filter(lambda p: p is not None, parameters):
             parameter.requires_grad_(False)
 
-    def get_layer_depth(self, param_name: str, prefix: str = '', unit: str = 'block') -> tuple[int, int]:
+    def get_layer_depth(
+        self, param_name: str, prefix: str = '', unit: str = 'block'
+    ) -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning rate decay.
 
         Args:
             param_name: Name of the parameter, starting with ``prefix``.
             prefix: Where the backbone stands in the model, e.g. ``'backbone.'``.
-            unit: What counts as a layer. ``'block'``: each block of each stage; a merge belongs to the block before it
-                (the authors' classification). ``'attention'``: each attention block; all before is layer 0 (the
-                authors' HiViT constructor for detection).
+            unit: What counts as a layer. ``'block'``: each block of each stage; a merge belongs to
+                the block before it (the authors' classification). ``'attention'``: each attention
+                block; all before is layer 0 (the authors' HiViT constructor for detection).
 
         Returns:
-            Layer id from 0 (input), and the number of layers with that of the neck and heads as the last.
+            Layer id from 0 (input), and the number of layers with that of the neck and heads as the
+            last.
         """
         if unit not in ('block', 'attention'):
             raise ValueError(f"`unit` must be 'block' or 'attention', but got {unit!r}")

@@ -15,8 +15,8 @@ class Attention(nn.Module):
         dim: Channels C, a multiple of ``num_heads``.
         num_heads: Number of heads.
         qkv_bias: Whether queries, keys and values have biases.
-        rel_pos: Module called with the queries (B, heads, L, C / heads) and the :class:`TokenGrid`; gives the bias
-            (B or 1, heads, L, L) added to the scaled logits.
+        rel_pos: Module called with the queries (B, heads, L, C / heads) and the :class:`TokenGrid`;
+            gives the bias (B or 1, heads, L, L) added to the scaled logits.
         drop_rate: Dropout after the output projection.
     """
 
@@ -43,7 +43,8 @@ class Attention(nn.Module):
         Args:
             x: Sequences.
             tokens: Where on the grid the L tokens lie; needed by ``rel_pos`` only.
-            bias: Bias (B or 1, heads, L, L) that all blocks share, or a boolean mask (True: may attend).
+            bias: Bias (B or 1, heads, L, L) that all blocks share, or a boolean mask (True: may
+                attend).
         """
         b, length, c = x.shape
         q, k, v = (

@@ -7,11 +7,16 @@ from .attention import Attention
 from .mlp import Mlp
 from .position import TokenGrid
 
+# Tokens that a block takes at a time where nothing is kept for a backward pass: the hidden layer
+# of a slice stays in the cache, and its memory is used again by the next.
+SLICE_TOKENS = 2048
+
 
 class DropPath(nn.Module):
-    """Stochastic depth: drop the whole branch of an image with probability ``rate``, scale the kept ones.
+    """Stochastic depth: drop the branch of an image with probability ``rate``, scale the others.
 
-    The first axis must be images (not patches), so that an image keeps or loses the branch as a whole.
+    The first axis must be images (not patches), so that an image keeps or loses the branch as a
+    whole.
     """
 
     def __init__(self, rate: float = 0.0) -> None:
@@ -44,7 +49,9 @@ def _scale(dim: int, init_value: float | None) -> nn.Module:
 
 
 class MlpBlock(nn.Module):
-    """Residual channel MLP, the block of stages 1 and 2 and of the pyramid: (..., C) -> (..., C), position by position."""
+    """Residual channel MLP, the block of stages 1 and 2 and of the pyramid: (..., C) -> (..., C),
+    position by position.
+    """
 
     def __init__(
         self,
@@ -62,7 +69,22 @@ class MlpBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        if self._runs_in_slices(x):
+            out = torch.empty(x.shape, dtype=x.dtype)
+            slices = (t.flatten(0, -2).split(SLICE_TOKENS) for t in (x, out))
+            for tokens, target in zip(*slices, strict=True):
+                torch.add(tokens, self._branch(tokens), out=target)
+            return out
+        return x + self.drop_path(self._branch(x))
+
+    def _branch(self, x: Tensor) -> Tensor:
+        return self.ls2(self.mlp(self.norm2(x)))
+
+    def _runs_in_slices(self, x: Tensor) -> bool:
+        """Whether to go through the tokens in slices: inference on a CPU, in eager mode."""
+        if self.training or torch.is_grad_enabled() or x.device.type != 'cpu':
+            return False
+        return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 class AttentionBlock(MlpBlock):

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact (erf) GELU between, on the last axis: (..., C) -> (..., C)."""
+    """Two linear layers with an exact (erf) GELU between: (..., C) -> (..., C)."""
 
     def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
         super().__init__()

@@ -1,10 +1,12 @@
 """Cutting images into patches, merging and splitting the sub-tokens of a patch.
 
-Letters: B images, h and w the grid of patches, L = h * w patches, V kept patches, N any batch, C channels.
+Letters: B images, h and w the grid of patches, L = h * w patches, V kept patches, N any batch, C
+channels.
 
-Nothing in this file, in the first two stages of HiViT, or in the feature pyramid crosses the border of a patch. A
-selection of V patches is therefore run as *one tall image that is a single patch wide*: ``(B, 3, V * patch, patch)``.
-Every module below treats it like any other image, which is why there is no masked copy of anything.
+Nothing in this file, in the first two stages of HiViT, or in the feature pyramid crosses the border
+of a patch. A selection of V patches is therefore run as *one tall image that is a single patch
+wide*: ``(B, 3, V * patch, patch)``. Every module below treats it like any other image, which is why
+there is no masked copy of anything.
 """
 
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ def gather_patches(img: Tensor, keep: Tensor, patch_size: int) -> Tensor:
 
 
 def patchify(img: Tensor, patch_size: int) -> Tensor:
-    """Pixels of each patch as a vector in (row, column, channel) order: (B, C, H, W) -> (B, L, p * p * C)."""
+    """Pixels of each patch in (row, column, channel) order: (B, C, H, W) -> (B, L, p * p * C)."""
     b, c, height, width = img.shape
     p, h, w = patch_size, height // patch_size, width // patch_size
     return img.view(b, c, h, p, w, p).permute(0, 2, 4, 3, 5, 1).reshape(b, h * w, p * p * c)
@@ -44,10 +46,12 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tenso
 
 
 class PatchEmbed(nn.Module):
-    """Linear embedding of square cells of pixels, with an optional LayerNorm (HiViT: 4 x 4 cells, C = E / 4).
+    """Linear embedding of square cells of pixels, with an optional LayerNorm.
 
-    The weight is stored in the shape of a convolution, as the released models have it, and applied as one GEMM, which
-    writes channels-last memory directly.
+    In HiViT the cells have 4 x 4 pixels, and C = E / 4.
+
+    The weight is stored in the shape of a convolution, as the released models have it, and applied
+    as one GEMM, which writes channels-last memory directly.
     """
 
     def __init__(
@@ -79,7 +83,8 @@ class PatchEmbed(nn.Module):
 class PatchMerge(nn.Module):
     """Merge 2 x 2 neighbouring tokens into one of twice the channels (HiViT, as in Swin).
 
-    The four tokens are concatenated with the row offset varying fastest, the order of the released weights.
+    The four tokens are concatenated with the row offset varying fastest, the order of the released
+    weights.
     """
 
     def __init__(self, dim: int, norm_eps: float = 1e-6) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 class TokenGrid:
     """Where the tokens of a sequence lie: an h x w grid, all of it or the tokens ``keep`` (B, V).
 
-    Lives for one forward pass; what the blocks of that pass share (the index of relative positions) is computed once.
+    Lives for one forward pass; what the blocks of that pass share (the index of relative positions)
+    is computed once.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class TokenGrid:
 def sincos_pos_embed(grid: tuple[int, int], dim: int) -> Tensor:
     """Fixed two-dimensional sine-cosine embedding (as MAE): (1, h * w, D).
 
-    The first half of the channels encodes the column, the second the row; each half is [sin | cos] of the index times
-    10000^(-k / (D / 4)).
+    The first half of the channels encodes the column, the second the row; each half is [sin | cos]
+    of the index times 10000^(-k / (D / 4)).
 
     Raises:
         ValueError: ``dim`` is not a multiple of 4.
@@ -76,7 +77,9 @@ def sincos_pos_embed(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def _interpolate(x: Tensor, mode: str, **kwargs) -> Tensor:
-    """``F.interpolate`` in at least float32 (half precision would lose the small offsets); the dtype is restored."""
+    """``F.interpolate`` in at least float32 (half precision would lose the small offsets); the
+    dtype is restored.
+    """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return F.interpolate(wide, mode=mode, align_corners=False, **kwargs).to(x.dtype)
 
@@ -89,10 +92,11 @@ def resize_pos_embed(
     Args:
         pos_embed: Embedding (1, h * w, D), row-major.
         src_grid: Its grid (h, w).
-        dst_grid: The wanted grid (h', w'); the embedding is returned as it is when the two are equal.
+        dst_grid: The wanted grid (h', w'); the embedding is returned as it is when the two are
+            equal.
         offset: DINOv2's ``interpolate_offset``. If not 0, samples lie where the scale factors
-            ``(h' + offset) / h``, ``(w' + offset) / w`` put them, as in the released iTPN models (0.1); if 0, the
-            target size decides.
+            ``(h' + offset) / h``, ``(w' + offset) / w`` put them, as in the released iTPN models
+            (0.1); if 0, the target size decides.
     """
     if src_grid == dst_grid:
         return pos_embed
@@ -127,7 +131,8 @@ def resize_rel_pos_1d(table: Tensor, size: int) -> Tensor:
 
 
 class RelativePositionBias(nn.Module):
-    """Bias from a joint table over (row, column) differences (Swin, BEiT): gives (B or 1, heads, L, L).
+    """Bias from a joint table over (row, column) differences (Swin, BEiT): gives (B or 1, heads, L,
+    L).
 
     Args:
         window: Grid (h, w) the table is made for; it is resampled for any other grid.
@@ -145,7 +150,8 @@ class RelativePositionBias(nn.Module):
 
 
 class DecomposedRelativePosition(nn.Module):
-    """Bias q . R_row + q . R_column with the unscaled query (MViTv2, ViTDet): gives (B, heads, L, L).
+    """Bias q . R_row + q . R_column with the unscaled query (MViTv2, ViTDet): gives (B, heads, L,
+    L).
 
     Args:
         size: Side of the grid that the two tables are made for; they are resampled for any other.

@@ -1,6 +1,7 @@
 """The feature pyramid that is pre-trained together with the backbone (paper, Section 3.2)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +19,25 @@ POOLS = {'avg': F.avg_pool2d, 'max': F.max_pool2d}
 class TransformerPyramidNeck(PretrainedModule):
     """Top-down pyramid of token splitting and channel MLPs: V^S = U^S, V^s = U^s + g^s(V^(s+1)).
 
-    Every step is point-wise or splits a token into 2 x 2, so maps of a few patches and maps of a whole image go through
-    the same code. Levels are called by stride: ``p4``, ``p8``, ``p16``. What no chosen level needs is not built, so
-    every parameter gets a gradient.
+    Every step is point-wise or splits a token into 2 x 2, so maps of a few patches and maps of a
+    whole image go through the same code. Levels are called by stride: ``p4``, ``p8``, ``p16``. What
+    no chosen level needs is not built, so every parameter gets a gradient.
 
     Args:
         in_channels: Channels of the backbone's maps, finest first.
         out_channels: Channels F of every level.
         in_strides: Strides of the backbone's maps, each twice the one before.
-        out_strides: Strides to return, rising: any of ``in_strides``, and coarser ones pooled from the last level.
-        depth: Channel-MLP blocks after each splitting: one number, or one per splitting, finest first. The authors
-            use 2 for pixel supervision and 1 for CLIP supervision.
+        out_strides: Strides to return, rising: any of ``in_strides``, and coarser ones pooled from
+            the last level.
+        depth: Channel-MLP blocks after each splitting: one number, or one per splitting, finest
+            first. The authors use 2 for pixel supervision and 1 for CLIP supervision.
         mlp_ratio: MLP ratio.
-        bias: Whether splitting and all lateral projections have biases (Fast-iTPN); the top one always has.
-        pool: How coarser levels come about: ``'avg'`` (as in the authors' detection) or ``'max'`` (segmentation).
-        concat_inputs: Whether each level is joined on channels by the backbone's map (the authors' UPerNet).
+        bias: Whether splitting and all lateral projections have biases (Fast-iTPN); the top one
+            always has.
+        pool: How coarser levels come about: ``'avg'`` (as in the authors' detection) or ``'max'``
+            (segmentation).
+        concat_inputs: Whether each level is joined on channels by the backbone's map (the authors'
+            UPerNet).
         norm_eps: Epsilon of all LayerNorms.
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)`` or mmengine initialisers.
 
@@ -88,8 +93,12 @@ class TransformerPyramidNeck(PretrainedModule):
             )
 
         top = self.in_strides[-1]
-        levels = {s for s in self.out_strides if s < top} | ({top} if self.out_strides[-1] >= top else set())
-        self._levels = tuple(s for s in self.in_strides if s in levels)  # those that are returned or pooled
+        levels = {s for s in self.out_strides if s < top} | (
+            {top} if self.out_strides[-1] >= top else set()
+        )
+        self._levels = tuple(
+            s for s in self.in_strides if s in levels
+        )  # those that are returned or pooled
         channels = dict(zip(self.in_strides, self.in_channels, strict=True))
 
         self.laterals, self.splits, self.blocks = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
@@ -122,19 +131,26 @@ class TransformerPyramidNeck(PretrainedModule):
     def _check_strides(self) -> None:
         ins, outs = self.in_strides, self.out_strides
         if len(ins) != len(self.in_channels):
-            raise ValueError(f'`in_channels` {self.in_channels} and `in_strides` {ins} must be of one length')
-        if not ins or any(b != 2 * a for a, b in zip(ins, ins[1:], strict=False)):
+            raise ValueError(
+                f'`in_channels` {self.in_channels} and `in_strides` {ins} must be of one length'
+            )
+        if not ins or any(b != 2 * a for a, b in pairwise(ins)):
             raise ValueError(f'`in_strides` must double from one to the next, but got {ins}')
         allowed = ins + tuple(ins[-1] * 2**k for k in range(1, 4))
         if not outs or list(outs) != sorted(set(outs)) or any(s not in allowed for s in outs):
             raise ValueError(f'`out_strides` must be rising and out of {allowed}, but got {outs}')
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps (B, C, H / s, W / s) of the backbone -> maps (B, F, H / s, W / s) at ``out_strides``."""
+        """Maps (B, C, H / s, W / s) of the backbone -> maps (B, F, H / s, W / s) at
+        ``out_strides``.
+        """
         maps = [x.permute(0, 2, 3, 1) for x in inputs]
         self._check_maps(maps)
-        # Contiguous, because mmcv's operators (RoIAlign, deformable convolution) read memory as (B, C, H, W).
-        levels = {s: x.permute(0, 3, 1, 2).contiguous() for s, x in self.forward_levels(maps).items()}
+        # Contiguous, because mmcv's operators (RoIAlign, deformable convolution) read memory as (B,
+        # C, H, W).
+        levels = {
+            s: x.permute(0, 3, 1, 2).contiguous() for s, x in self.forward_levels(maps).items()
+        }
         if self.concat_inputs:
             backbone = dict(zip(self.in_strides, inputs, strict=True))
             levels = {s: torch.cat([x, backbone[s]], dim=1) for s, x in levels.items()}
@@ -145,9 +161,11 @@ class TransformerPyramidNeck(PretrainedModule):
         return tuple(levels[s] for s in self.out_strides)
 
     def forward_levels(self, maps: Sequence[Tensor]) -> dict[int, Tensor]:
-        """The levels that are not pooled, by stride, channels last: (N, H, W, C) of any patches -> (N, H, W, F).
+        """The levels that are not pooled, by stride, channels last: (N, H, W, C) of any patches ->
+        (N, H, W, F).
 
-        ``maps`` are channels-last stage outputs, as of :meth:`itpn_mm.backbones.HiViT.forward_stages`.
+        ``maps`` are channels-last stage outputs, as of
+        :meth:`itpn_mm.backbones.HiViT.forward_stages`.
         """
         top = self.in_strides[-1]
         laterals = dict(zip(self.in_strides, maps, strict=True))
@@ -169,21 +187,25 @@ class TransformerPyramidNeck(PretrainedModule):
         found = tuple(x.shape[-1] for x in maps)
         if found != self.in_channels:
             raise ValueError(
-                f'`in_channels` of the neck is {self.in_channels}, but the backbone gives maps of {found} channels; '
+                f'`in_channels` of the neck is {self.in_channels}, but the backbone gives maps of '
+                f'{found} channels; '
                 f'set neck.in_channels={found} or change `out_indices` of the backbone'
             )
-        for fine, coarse in zip(maps, maps[1:], strict=False):
+        for fine, coarse in pairwise(maps):
             if fine.shape[1:3] != (2 * coarse.shape[1], 2 * coarse.shape[2]):
                 raise ValueError(
-                    f'maps of neighbouring strides must differ by a factor of 2, but got {tuple(fine.shape[1:3])} and '
-                    f'{tuple(coarse.shape[1:3])}; pad images to a multiple of {self.in_strides[-1]} '
+                    'maps of neighbouring strides must differ by a factor of 2, but got '
+                    f'{tuple(fine.shape[1:3])} and '
+                    f'{tuple(coarse.shape[1:3])}; pad images to a multiple of '
+                    f'{self.in_strides[-1]} '
                     '(`pad_size_divisor` of the data preprocessor)'
                 )
 
     def _pool(self, x: Tensor, stride: int) -> Tensor:
         if min(x.shape[2:]) < 2:
             raise ValueError(
-                f'the image is too small for a level of stride {stride}: the level below is {tuple(x.shape[2:])}; '
+                f'the image is too small for a level of stride {stride}: the level below is '
+                f'{tuple(x.shape[2:])}; '
                 f'leave {stride} out of `out_strides` or take images of at least {stride} pixels'
             )
         return POOLS[self.pool](x, 2)

@@ -1,4 +1,4 @@
-"""Integral pre-training: masked image and feature modelling through the pyramid. Needs mmpretrain."""
+"""Integral pre-training, masked image and feature modelling. Needs mmpretrain."""
 
 from .decoder import MIMDecoder
 from .heads import MFMHead, PixelReconstructionHead
@@ -6,4 +6,12 @@ from .itpn import iTPN
 from .masking import PatchMask, RandomMasking
 from .teachers import EMATeacher
 
-__all__ = ['EMATeacher', 'MFMHead', 'MIMDecoder', 'PatchMask', 'PixelReconstructionHead', 'RandomMasking', 'iTPN']
+__all__ = [
+    'EMATeacher',
+    'MFMHead',
+    'MIMDecoder',
+    'PatchMask',
+    'PixelReconstructionHead',
+    'RandomMasking',
+    'iTPN',
+]

@@ -13,7 +13,7 @@ from .masking import PatchMask
 
 
 class LevelEmbed(nn.Module):
-    """One token per patch from the k x k sub-tokens of a pyramid level: (B, V * k, k, F) -> (B, V, D)."""
+    """One token per patch from the k x k sub-tokens of a level: (B, V * k, k, F) -> (B, V, D)."""
 
     def __init__(self, in_channels: int, embed_dims: int, side: int, norm_eps: float) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class LevelEmbed(nn.Module):
 
 @MODELS.register_module()
 class MIMDecoder(BaseModule):
-    """Transformer that fills in the masked patches from the sum of all pyramid levels (paper, Section 3.2).
+    """Transformer that fills in the masked patches from the sum of all levels (Section 3.2).
 
     Args:
         in_channels: Channels F of the pyramid.
@@ -36,8 +36,8 @@ class MIMDecoder(BaseModule):
         depth: Number of blocks.
         num_heads: Number of heads.
         mlp_ratio: MLP ratio.
-        img_size: Side of square images; sets the grid of the fixed sine-cosine position embedding. Other grids get
-            theirs computed on the fly.
+        img_size: Side of square images; sets the grid of the fixed sine-cosine position embedding.
+            Other grids get theirs computed on the fly.
         patch_size: Side of a patch in pixels.
         norm_eps: Epsilon of all LayerNorms.
 
@@ -62,11 +62,15 @@ class MIMDecoder(BaseModule):
         self.in_channels, self.strides, self.embed_dims = in_channels, tuple(strides), embed_dims
         rising = list(self.strides) == sorted(set(self.strides))
         if not self.strides or not rising or any(self.strides[-1] % s for s in self.strides):
-            raise ValueError(f'`strides` of the decoder must rise and divide the last one, but got {self.strides}')
+            raise ValueError(
+                '`strides` of the decoder must rise and divide the last one, but got '
+                f'{self.strides}'
+            )
         sides = [self.strides[-1] // s for s in self.strides]
         if embed_dims % max(sides) ** 2 or embed_dims % num_heads:
             raise ValueError(
-                f'`embed_dims` of the decoder must be a multiple of {max(sides) ** 2} (sub-tokens in a patch at stride '
+                f'`embed_dims` of the decoder must be a multiple of {max(sides) ** 2} (sub-tokens '
+                'in a patch at stride '
                 f'{self.strides[0]}) and of num_heads={num_heads}, but got {embed_dims}'
             )
         self.embeds = nn.ModuleDict(
@@ -79,7 +83,8 @@ class MIMDecoder(BaseModule):
         self.grid = (img_size // patch_size, img_size // patch_size)
         self.register_buffer('pos_embed', sincos_pos_embed(self.grid, embed_dims))
         self.blocks = nn.ModuleList(
-            AttentionBlock(embed_dims, num_heads, mlp_ratio, norm_eps=norm_eps) for _ in range(depth)
+            AttentionBlock(embed_dims, num_heads, mlp_ratio, norm_eps=norm_eps)
+            for _ in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dims, norm_eps)
         nn.init.normal_(self.mask_token, std=0.02)
@@ -95,7 +100,8 @@ class MIMDecoder(BaseModule):
         """Decode the visible patches into tokens of all patches.
 
         Args:
-            levels: Pyramid levels of the visible patches by stride, (B, V * k, k, F) with k = patch / stride.
+            levels: Pyramid levels of the visible patches by stride, (B, V * k, k, F) with k = patch
+                / stride.
             mask: Visible and masked patches.
             grid: Grid (h, w) of all patches.
 
@@ -108,7 +114,9 @@ class MIMDecoder(BaseModule):
         num_patches = grid[0] * grid[1]
         x = filler.expand(visible.shape[0], num_patches, -1)
         x = x.scatter(1, mask.keep.unsqueeze(-1).expand_as(visible), visible)
-        x = x + (self.pos_embed if grid == self.grid else sincos_pos_embed(grid, self.embed_dims).to(x))
+        x = x + (
+            self.pos_embed if grid == self.grid else sincos_pos_embed(grid, self.embed_dims).to(x)
+        )
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

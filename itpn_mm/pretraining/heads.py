@@ -25,7 +25,8 @@ class PixelReconstructionHead(BaseModule):
         embed_dims: Width D of the decoder.
         patch_size: Side of a patch in pixels.
         in_channels: Channels of an image.
-        norm_pix: Whether each patch is normalised to mean 0 and (unbiased) variance 1 before it is a target.
+        norm_pix: Whether each patch is normalised to mean 0 and (unbiased) variance 1 before it is
+            a target.
         loss_weight: Weight of the loss.
     """
 
@@ -58,7 +59,7 @@ class PixelReconstructionHead(BaseModule):
         return dict(loss_pixel=self.loss_weight * F.mse_loss(pred, target))
 
     def reconstruct(self, tokens: Tensor, images: Tensor) -> Tensor:
-        """Predicted images (B, 3, H, W), with each patch's true mean and scale put back if ``norm_pix``."""
+        """Predicted images (B, 3, H, W); ``norm_pix``: with each patch's true mean and scale."""
         _, mean, std = self._targets(patchify(images, self.patch_size))
         grid = tuple(n // self.patch_size for n in images.shape[2:])
         return unpatchify(self.pred(tokens).float() * std + mean, grid, self.patch_size)
@@ -77,20 +78,22 @@ class PixelReconstructionHead(BaseModule):
 class MFMHead(BaseModule):
     """Masked feature modelling: the teacher's features of every stage (second term of Equation 4).
 
-    The targets are the teacher's stage outputs, layer-normalised per token without affine parameters, so that their
-    scale cannot collapse. Predictions are linear (Section 3.3).
+    The targets are the teacher's stage outputs, layer-normalised per token without affine
+    parameters, so that their scale cannot collapse. Predictions are linear (Section 3.3).
 
     Args:
         stage_channels: Channels of the teacher's stages, finest first.
         strides: Strides of those stages; the last is that of a patch.
-        positions: ``'masked'``: the decoder's tokens of the masked patches, which come from the sum of all V^s, predict
-            what a teacher that sees those patches makes of them. ``'visible'``: each V^s predicts, in place, what a
-            teacher that sees the visible patches makes of them.
-        in_channels: Channels read: the decoder's width D for ``'masked'``, the pyramid's F for ``'visible'``.
+        positions: ``'masked'``: the decoder's tokens of the masked patches, which come from the sum
+            of all V^s, predict what a teacher that sees those patches makes of them. ``'visible'``:
+            each V^s predicts, in place, what a teacher that sees the visible patches makes of them.
+        in_channels: Channels read: the decoder's width D for ``'masked'``, the pyramid's F for
+            ``'visible'``.
         loss_weight: The paper's lambda.
 
     Raises:
-        ValueError: Unknown ``positions``, ``loss_weight`` not above 0, or stages and strides of different numbers.
+        ValueError: Unknown ``positions``, ``loss_weight`` not above 0, or stages and strides of
+            different numbers.
     """
 
     def __init__(
@@ -104,19 +107,24 @@ class MFMHead(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if positions not in ('masked', 'visible'):
-            raise ValueError(f"`positions` of MFMHead must be 'masked' or 'visible', but got {positions!r}")
+            raise ValueError(
+                f"`positions` of MFMHead must be 'masked' or 'visible', but got {positions!r}"
+            )
         if loss_weight <= 0:
             raise ValueError(
-                f'`loss_weight` of MFMHead must be above 0, but got {loss_weight}: the teacher would run for nothing; '
+                f'`loss_weight` of MFMHead must be above 0, but got {loss_weight}: the teacher '
+                'would run for nothing; '
                 'to train without feature targets leave out `mfm_head` and `teacher`'
             )
         self.stage_channels, self.strides = tuple(stage_channels), tuple(strides)
         if len(self.stage_channels) != len(self.strides):
             raise ValueError(
-                f'`stage_channels` {self.stage_channels} and `strides` {self.strides} of MFMHead must be of one length'
+                f'`stage_channels` {self.stage_channels} and `strides` {self.strides} of MFMHead '
+                'must be of one length'
             )
         self.positions, self.in_channels, self.loss_weight = positions, in_channels, loss_weight
-        self.sides = {s: self.strides[-1] // s for s in self.strides}  # sub-tokens along the side of a patch
+        # Sub-tokens along the side of a patch.
+        self.sides = {s: self.strides[-1] // s for s in self.strides}
         self.projs = nn.ModuleDict()
         for stride, channels in zip(self.strides, self.stage_channels, strict=True):
             num_tokens = self.sides[stride] ** 2 if positions == 'masked' else 1

@@ -9,15 +9,16 @@ from .masking import PatchMask
 
 
 @MODELS.register_module()
-class iTPN(BaseSelfSupervisor):  # noqa: N801, the published name
+class iTPN(BaseSelfSupervisor):
     """Backbone, pyramid and decoder trained by masked image and feature modelling (Equation 4).
 
-    The visible patches go through backbone and pyramid, the decoder fills in the masked ones, and the heads compare
-    with pixels and, if there is a teacher, with its features.
+    The visible patches go through backbone and pyramid, the decoder fills in the masked ones, and
+    the heads compare with pixels and, if there is a teacher, with its features.
 
     Args:
         backbone: Config of a :class:`itpn_mm.backbones.HiViT`; all three stages are used.
-        neck: Config of a :class:`itpn_mm.necks.TransformerPyramidNeck` with the levels that the decoder reads.
+        neck: Config of a :class:`itpn_mm.necks.TransformerPyramidNeck` with the levels that the
+            decoder reads.
         decoder: Config of a :class:`MIMDecoder`.
         head: Config of a :class:`PixelReconstructionHead`.
         masking: Config of a :class:`RandomMasking`.
@@ -42,18 +43,32 @@ class iTPN(BaseSelfSupervisor):  # noqa: N801, the published name
         data_preprocessor: dict | nn.Module | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(backbone, neck, head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        super().__init__(
+            backbone, neck, head, data_preprocessor=data_preprocessor, init_cfg=init_cfg
+        )
         self.decoder = MODELS.build(decoder)
         self.masking = MODELS.build(masking)
         if (mfm_head is None) != (teacher is None):
             given, absent = ('teacher', 'mfm_head') if mfm_head is None else ('mfm_head', 'teacher')
-            raise ValueError(f'`{given}` needs `{absent}`: give both for masked feature modelling, or neither')
+            raise ValueError(
+                f'`{given}` needs `{absent}`: give both for masked feature modelling, or neither'
+            )
         self.mfm_head = None if mfm_head is None else MODELS.build(mfm_head)
-        self.teacher = None if teacher is None else MODELS.build(teacher, default_args=dict(backbone=self.backbone))
+        self.teacher = (
+            None
+            if teacher is None
+            else MODELS.build(teacher, default_args=dict(backbone=self.backbone))
+        )
         self._check_parts()
 
     def _check_parts(self) -> None:
-        backbone, neck, decoder, head, mfm = self.backbone, self.neck, self.decoder, self.head, self.mfm_head
+        backbone, neck, decoder, head, mfm = (
+            self.backbone,
+            self.neck,
+            self.decoder,
+            self.head,
+            self.mfm_head,
+        )
         fits = [
             ('neck.in_channels', neck.in_channels, 'backbone.out_channels', backbone.out_channels),
             ('neck.in_strides', neck.in_strides, 'backbone.strides', backbone.strides),
@@ -67,12 +82,19 @@ class iTPN(BaseSelfSupervisor):  # noqa: N801, the published name
             width = decoder.embed_dims if mfm.positions == 'masked' else neck.out_channels
             fits += [
                 ('mfm_head.in_channels', mfm.in_channels, source, width),
-                ('mfm_head.stage_channels', mfm.stage_channels, 'backbone.out_channels', backbone.out_channels),
+                (
+                    'mfm_head.stage_channels',
+                    mfm.stage_channels,
+                    'backbone.out_channels',
+                    backbone.out_channels,
+                ),
                 ('mfm_head.strides', mfm.strides, 'neck.out_strides', neck.out_strides),
             ]
         for name, value, other, expected in fits:
             if value != expected:
-                raise ValueError(f'`{name}` must be equal to `{other}` = {expected}, but got {value}')
+                raise ValueError(
+                    f'`{name}` must be equal to `{other}` = {expected}, but got {value}'
+                )
 
     def encode(self, images: Tensor, mask: PatchMask) -> dict[int, Tensor]:
         """Pyramid of the visible patches: images (B, 3, H, W) -> {stride: (B, V * k, k, F)}."""
@@ -87,7 +109,9 @@ class iTPN(BaseSelfSupervisor):  # noqa: N801, the published name
         return self.loss_of_mask(inputs, self.draw_mask(inputs))
 
     def loss_of_mask(self, images: Tensor, mask: PatchMask) -> dict[str, Tensor]:
-        """Losses for a given mask: ``loss_pixel``, and ``loss_mfm_p<stride>`` of each stage (Equation 4)."""
+        """Losses for a given mask: ``loss_pixel``, and ``loss_mfm_p<stride>`` of each stage
+        (Equation 4).
+        """
         levels = self.encode(images, mask)
         tokens = self.decode(levels, images, mask)
         losses = self.head.loss(tokens, images, mask)
@@ -97,7 +121,9 @@ class iTPN(BaseSelfSupervisor):  # noqa: N801, the published name
         return losses
 
     def reconstruct(self, images: Tensor, mask: PatchMask) -> Tensor:
-        """Predicted images (B, 3, H, W) in the normalised space of ``images``; only masked patches are meaningful."""
+        """Predicted images (B, 3, H, W) in the normalised space of ``images``; only masked patches
+        are meaningful.
+        """
         return self.head.reconstruct(self.decode(self.encode(images, mask), images, mask), images)
 
     def draw_mask(self, images: Tensor) -> PatchMask:
@@ -110,7 +136,8 @@ class iTPN(BaseSelfSupervisor):  # noqa: N801, the published name
         height, width = images.shape[2:]
         if height % p or width % p:
             raise ValueError(
-                f'pre-training images must be whole patches of {p} x {p} pixels, but got {height} x {width}: '
+                f'pre-training images must be whole patches of {p} x {p} pixels, but got {height} '
+                f'x {width}: '
                 'set the crop size of the pipeline to a multiple'
             )
         return height // p, width // p

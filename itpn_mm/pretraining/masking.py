@@ -27,7 +27,9 @@ class PatchMask(NamedTuple):
 
     def as_bool(self) -> Tensor:
         """Mask (B, L), True where masked."""
-        mask = self.keep.new_ones(self.keep.shape[0], self.keep.shape[1] + self.masked.shape[1], dtype=torch.bool)
+        mask = self.keep.new_ones(
+            self.keep.shape[0], self.keep.shape[1] + self.masked.shape[1], dtype=torch.bool
+        )
         return mask.scatter_(1, self.keep, False)
 
 

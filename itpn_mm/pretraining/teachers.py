@@ -12,11 +12,13 @@ class EMATeacher(ExponentialMovingAverage):
     """Exponential moving average of the online backbone (paper, Section 3.3, option i).
 
     It is never trained, runs in evaluation mode, and is updated once per optimiser step by
-    :class:`itpn_mm.engine.EMATeacherHook`, which also makes it equal to the backbone when training starts.
+    :class:`itpn_mm.engine.EMATeacherHook`, which also makes it equal to the backbone when training
+    starts.
 
     Args:
         backbone: The online backbone; copied.
-        momentum: Share of the old teacher kept in each update, as the paper counts it (mmengine counts 1 - momentum).
+        momentum: Share of the old teacher kept in each update, as the paper counts it (mmengine
+            counts 1 - momentum).
 
     Raises:
         ValueError: ``momentum`` is not in (0, 1).
@@ -30,7 +32,9 @@ class EMATeacher(ExponentialMovingAverage):
 
     @property
     def started(self) -> bool:
-        """Whether the teacher was ever made equal to the backbone (read from the device until it was)."""
+        """Whether the teacher was ever made equal to the backbone (read from the device until it
+        was).
+        """
         self._started = self._started or bool(self.steps > 0)
         return self._started
 
@@ -51,7 +55,9 @@ class EMATeacher(ExponentialMovingAverage):
         """
         if not self.started:
             raise RuntimeError(
-                "the EMA teacher was never started: add dict(type='itpn_mm.EMATeacherHook') to `custom_hooks`, "
-                'or call `model.teacher.update_parameters(model.backbone)` yourself after every optimiser step'
+                "the EMA teacher was never started: add dict(type='itpn_mm.EMATeacherHook') to "
+                '`custom_hooks`, '
+                'or call `model.teacher.update_parameters(model.backbone)` yourself after every '
+                'optimiser step'
             )
         return self.module.forward_stages(images, patches)

@@ -69,3 +69,18 @@ def test_dropped_branches_leave_the_image_as_it_was(make):
     block, x = make(), torch.randn(64, 3, 8)
     unchanged = (block(x) == x).flatten(1).all(1)
     assert 0.6 < unchanged.float().mean() < 1
+
+
+@pytest.mark.parametrize('shape', [(7, 8), (2, 5, 8), (3, 2, 4, 8)])
+def test_inference_in_slices_gives_the_same(shape, monkeypatch):
+    monkeypatch.setattr('itpn_mm.layers.block.SLICE_TOKENS', 4)
+    block, x = MlpBlock(8, 2.0, layer_scale_init_value=0.3).eval(), torch.randn(shape)
+    sizes = []
+    block.mlp.register_forward_hook(lambda _, args, out: sizes.append(out.shape[0]))
+    expected = block(x)
+    assert sizes == [shape[0]]  # with gradients nothing is sliced
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), expected)
+        assert max(sizes[1:]) == 4 and sum(sizes[1:]) == x[..., 0].numel()
+        torch.testing.assert_close(block.train()(x), expected)
+        assert len(sizes) == 2 + len(x.flatten(0, -2).split(4))

@@ -114,8 +114,9 @@ def summarise(work: Path, annotations: dict, compare: bool) -> dict:
         'setup_seconds': 'tools/setup_env.sh; null if it was not part of the run',
         'demo_seconds': 'sum of `seconds`: all after set-up, without --compare; a step that was '
         'skipped because it was complete counts with the time that it took',
-        'pretrain_loss': 'total loss (pixels and features, weighted) as logged: first is the mean '
-        'of the first tenth of the logged values, last of the last tenth',
+        'pretrain_loss': 'total loss (pixels and features, weighted) as mmengine logs it, each '
+        'value a mean over its window of iterations: first is the mean of the first tenth of the logged '
+        'values, last of the last tenth',
         'bbox_mAP': 'COCO AP at IoU 0.50:0.95 of the last checkpoint on the held-out region',
     }
     return summary

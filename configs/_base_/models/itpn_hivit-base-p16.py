@@ -1,4 +1,5 @@
-# Integral pre-training of HiViT-B and its pyramid, pixel supervision with an EMA teacher (Equation 4).
+# Integral pre-training of HiViT-B and its pyramid, pixel supervision with an EMA teacher (Equation
+# 4).
 model = dict(
     type='itpn_mm.iTPN',
     data_preprocessor=dict(
@@ -16,9 +17,18 @@ model = dict(
         depth=2,
     ),
     masking=dict(type='itpn_mm.RandomMasking', ratio=0.75),
-    decoder=dict(type='itpn_mm.MIMDecoder', in_channels=256, embed_dims=512, depth=8, num_heads=16, img_size=224),
+    decoder=dict(
+        type='itpn_mm.MIMDecoder',
+        in_channels=256,
+        embed_dims=512,
+        depth=8,
+        num_heads=16,
+        img_size=224,
+    ),
     head=dict(type='itpn_mm.PixelReconstructionHead', embed_dims=512),
-    mfm_head=dict(type='itpn_mm.MFMHead', stage_channels=(128, 256, 512), in_channels=512, loss_weight=0.3),
+    mfm_head=dict(
+        type='itpn_mm.MFMHead', stage_channels=(128, 256, 512), in_channels=512, loss_weight=0.3
+    ),
     teacher=dict(type='itpn_mm.EMATeacher', momentum=0.996),
 )
 custom_hooks = [dict(type='itpn_mm.EMATeacherHook'), dict(type='itpn_mm.PreflightHook')]

@@ -1,4 +1,5 @@
-# AdamW with layer-wise learning rate decay, 12 epochs, steps at 3/4 and 11/12 (the authors' detection recipe).
+# AdamW with layer-wise learning rate decay, 12 epochs, steps at 3/4 and 11/12 (the authors'
+# detection recipe).
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

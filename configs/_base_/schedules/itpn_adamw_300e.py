@@ -1,8 +1,23 @@
-# The authors' pre-training schedule at a batch of 4096: 40 epochs of warm-up, then a cosine to zero.
+# The authors' pre-training schedule at a batch of 4096: 40 epochs of warm-up, then a cosine to
+# zero.
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=300)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=40, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=260, by_epoch=True, begin=40, end=300, convert_to_iter_based=True),
+    dict(
+        type='LinearLR',
+        start_factor=1e-4,
+        by_epoch=True,
+        begin=0,
+        end=40,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=260,
+        by_epoch=True,
+        begin=40,
+        end=300,
+        convert_to_iter_based=True,
+    ),
 ]
 optim_wrapper = dict(
     type='AmpOptimWrapper',
