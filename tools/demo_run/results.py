@@ -115,8 +115,8 @@ def summarise(work: Path, annotations: dict, compare: bool) -> dict:
         'demo_seconds': 'sum of `seconds`: all after set-up, without --compare; a step that was '
         'skipped because it was complete counts with the time that it took',
         'pretrain_loss': 'total loss (pixels and features, weighted) as mmengine logs it, each '
-        'value a mean over its window of iterations: first is the mean of the first tenth of the logged '
-        'values, last of the last tenth',
+        'value a mean over its window of iterations: first is the mean of the first tenth of the '
+        'logged values, last of the last tenth',
         'bbox_mAP': 'COCO AP at IoU 0.50:0.95 of the last checkpoint on the held-out region',
     }
     return summary
