@@ -20,6 +20,7 @@ DATA = ROOT / 'data/demo'
 # Pictures to reconstruct: held-out nuclei, and crops of photographs seen in the pre-training.
 HELD_OUT = ('nuclei_y000_x384.png', 'nuclei_y256_x384.png')
 PHOTOGRAPHS = ('astronaut', 'cat', 'flower', 'pagoda', 'coffee', 'aerial_yell')
+CROP = 7  # of each photograph; shows what it is of
 
 # --smoke: every step, hardly any training.
 SMOKE_PRETRAIN = (
@@ -48,7 +49,7 @@ def pick_pictures() -> list[str]:
     picked = [DATA / 'nuclei/val' / name for name in HELD_OUT]
     for name in PHOTOGRAPHS:
         crops = sorted((DATA / 'photographs/train' / name).glob('*.png'))
-        picked.append(crops[len(crops) // 2])
+        picked.append(crops[CROP])
     return [str(path.relative_to(ROOT)) for path in picked]
 
 
