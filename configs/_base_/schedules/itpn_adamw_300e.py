@@ -23,11 +23,8 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     loss_scale='dynamic',
     optimizer=dict(type='AdamW', lr=1.5e-4 * 4096 / 256, betas=(0.9, 0.95), weight_decay=0.05),
-    paramwise_cfg=dict(
-        norm_decay_mult=0.0,
-        bias_decay_mult=0.0,
-        flat_decay_mult=0.0,
-        custom_keys=dict(pos_embed=dict(decay_mult=0.0), mask_token=dict(decay_mult=0.0)),
-    ),
+    # One rate for all layers; few parameter groups, and the teacher is passed over without a word.
+    constructor='itpn_mm.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(layer_decay_rate=1.0, custom_keys=dict(mask_token=dict(decay_mult=0.0))),
 )
 auto_scale_lr = dict(base_batch_size=4096)
