@@ -61,7 +61,7 @@ def test_it_is_not_trained_and_knows_no_chance():
     assert not any(module.training for module in teacher.modules())
     assert backbone.training
     teacher.update_parameters(backbone)
-    images, patches = torch.randn(2, 3, 64, 64), torch.arange(5).expand(2, -1)
+    images, patches = torch.randn(2, 3, 64, 64, requires_grad=True), torch.arange(5).expand(2, -1)
     first, second = teacher(images, patches), teacher(images, patches)
     for x, y in zip(first, second):
         assert torch.equal(x, y)

@@ -1,0 +1,173 @@
+"""What the documents say is true: lines train, paths and commands exist, figures fit."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+
+from itpn_mm import hosts
+
+from .tiny_configs import ROOT, shrink, train
+
+README = (ROOT / 'README.md').read_text()
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ('*.md', '*/README.md', 'configs/*/README.md', 'tests/data/README.md')
+    for path in ROOT.glob(pattern)
+    if not path.parts[-2].startswith('.')
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf'^```{language}\n(.*?)^```', README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = '\n'.join(blocks('bash')).splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture
+def swapped(tmp_path) -> list[Path]:
+    """The two Python blocks as files: the stock config with our parts, and one on top of it."""
+    pytest.importorskip('mmdet')
+    first, second = blocks('python')
+    name = re.search(r"_base_ = '\./(.+)'", second)[1]
+    assert f'`{name}`' in README  # the text around calls the first one so
+    paths = [tmp_path / name, tmp_path / 'loaded.py']
+    for path, text in zip(paths, (first, second)):
+        path.write_text(text)
+    return paths
+
+
+def test_swapping_in_and_loading(swapped, tmp_path):
+    """The lines train in the stock config; what they save is what the other lines load."""
+    first, second = swapped
+    stock = Config.fromstring(re.search('_base_ = .*', first.read_text())[0], '.py')
+    cfg = Config.fromfile(first)
+    changed = {key for key in stock.model if stock.model[key] != cfg.model[key]}
+    assert changed == {'backbone', 'neck'}
+    assert {key for key in cfg if key != 'model' and cfg[key] != stock.get(key)} == set()
+    cfg = shrink(cfg, first.stem, tmp_path / 'first')
+    cfg.randomness = dict(seed=1)  # not what a model starts with that loads nothing
+    assert_trained(*train(cfg))
+
+    cfg = Config.fromfile(second)
+    for name in ('backbone', 'neck'):
+        cfg.model[name].init_cfg.checkpoint = str(tmp_path / 'first' / 'epoch_1.pth')
+    cfg = shrink(cfg, first.stem, tmp_path / 'second')
+    cfg.optim_wrapper.optimizer.lr = 1e-9  # the start can still be read off
+    runner, gradients = train(cfg)
+    assert_trained(runner, gradients)
+    state = torch.load(tmp_path / 'first' / 'epoch_1.pth', weights_only=False)['state_dict']
+    for key, value in runner.model.state_dict().items():
+        if key.startswith(('backbone.', 'neck.')):
+            torch.testing.assert_close(value, state[key], atol=1e-6, rtol=0)
+    groups = runner.optim_wrapper.optimizer.param_groups
+    assert {round(group['lr_scale'], 6) for group in groups} == {1.0, 0.9, 0.81}
+    assert any(type(hook).__name__ == 'PreflightHook' for hook in runner.hooks)
+
+
+def assert_trained(runner, gradients) -> None:
+    assert runner.iter == 1
+    trained = {n for n, p in runner.model.named_parameters() if p.requires_grad}
+    assert gradients.keys() == trained
+    assert all(value.isfinite() and value > 0 for value in gradients.values())
+
+
+@pytest.mark.parametrize('document', DOCUMENTS)
+def test_paths_exist(document):
+    folder, text = (ROOT / document).parent, (ROOT / document).read_text()
+    links = [
+        link.partition('#')[0]
+        for link in re.findall(r'\]\(([^)]+)\)', text)
+        if '://' not in link and not link.startswith('#')
+    ]
+    missing = [link for link in links if not (folder / link).exists()]
+    for path in re.findall(r'(?<![\w./$>)-])(?:tools|configs|itpn_mm|tests|\.ci)/[\w./-]+', text):
+        path = path.rstrip('.')
+        if not (ROOT / path).exists() and path != 'itpn_mm/.mim':  # made by the installation
+            missing.append(path)
+    assert missing == []
+
+
+def test_the_documents_are_found():
+    assert {'README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'} <= set(DOCUMENTS)
+    assert sum(document.startswith('configs/') for document in DOCUMENTS) >= 2
+
+
+def test_sections_that_are_linked_exist():
+    def anchor(title: str) -> str:
+        return re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-')
+
+    anchors = {anchor(title) for title in re.findall(r'^#+ (.*)', README, flags=re.MULTILINE)}
+    linked = {
+        match
+        for document in DOCUMENTS
+        for match in re.findall(
+            r'\]\((?:\.\./\.\./README\.md)?#([^)]+)\)', (ROOT / document).read_text()
+        )
+    }
+    assert linked and linked <= anchors
+
+
+def test_commands_of_the_demo():
+    """Scripts and configs exist, and checkpoints are called as the trainings call them."""
+    found = []
+    for words in commands():
+        if words[0] == 'python' and words[1].endswith('.py'):
+            found.append(Path(words[1]).name)
+            assert (ROOT / words[1]).is_file()
+        configs = [word for word in words if word.startswith('configs/')]
+        for config in configs:
+            assert (ROOT / config).is_file()
+        for checkpoint in re.findall(r'work_dirs/demo/\w+/epoch_(\d+)\.pth', ' '.join(words)):
+            assert int(checkpoint) == Config.fromfile(ROOT / configs[0]).train_cfg.max_epochs
+    steps = ['prepare_demo_data.py', 'train.py', 'train.py', 'test.py']
+    assert found == [*steps, 'visualize_reconstruction.py']
+
+
+def test_stock_scripts_lie_where_it_says():
+    packages = re.findall(
+        r'^python \$\(python -c "import (\w+); print\(\1\.__path__\[0\]\)"\)/(\S+\.py) ',
+        '\n'.join(blocks('bash')),
+        flags=re.MULTILINE,
+    )
+    assert [name for name, _ in packages] == ['mmpretrain', 'mmdet']
+    for name, script in packages:
+        pytest.importorskip(name)
+        package = Path(importlib.util.find_spec(name).origin).parent
+        assert (package / script).is_file()
+
+
+def test_versions_are_those_that_are_tested():
+    table = README[README.index('### Versions') :]
+    rows = re.findall(r'^\| (\w+) \| (.+?) \| (.+?) \|$', table, flags=re.MULTILINE)
+    said = {name: (onedl, other) for name, onedl, other in rows}
+    assert set(said) == {'torch', *(n for n in hosts.DISTRIBUTIONS if n.startswith('mm'))}
+    for name, cells in said.items():
+        pins = [hosts.DISTRIBUTIONS[name][stack] for stack in ('onedl', 'openmmlab')]
+        expected = ['-' if pin is None else ' '.join(pin) for pin in pins]
+        assert cells == tuple(cell.removeprefix('torch ') for cell in expected), name
+
+
+def test_figures_are_those_of_the_metafile():
+    models = yaml.safe_load((ROOT / 'configs/detection/metafile.yml').read_text())['Models']
+    documents = {'README.md': README}
+    folder = 'configs/detection/README.md'
+    documents[folder] = (ROOT / folder).read_text()
+    for model in models:
+        values = [v for r in model.get('Results', ()) for v in r['Metrics'].values()]
+        for document, text in documents.items():
+            rows = [line for line in text.splitlines() if f'{model["Name"]}' in line]
+            rows = [row for row in rows if row.startswith('|')]
+            if 'demo' in model['Name'] and document == 'README.md':
+                continue
+            [row] = rows
+            figures = [float(x) for x in re.findall(r'\b\d\d\.\d\b', row)]
+            assert figures[: len(values)] == values, f'{document}: {row}'

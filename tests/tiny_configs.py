@@ -1,0 +1,207 @@
+"""Shrinks a shipped config to seconds on a CPU, with two or four pictures made here.
+
+Widths are divided and never set, so that parts which do not fit each other still do not.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from PIL import Image
+
+from itpn_mm.backbones import HiViT
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTHS = (
+    'in_channels',
+    'out_channels',
+    'stage_channels',
+    'feat_channels',
+    'conv_out_channels',
+    'fc_out_channels',
+)
+SIDE = 64  # of pre-training images
+# The demo's decoder of 192 has to stay a multiple of 16.
+DEMO_DIVISOR, DIVISOR = 4, 16
+COCO_DIVISOR = 8  # of the sizes in the pipelines
+
+
+def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
+    """Make `cfg`, of the file `name`, a run of one iteration on tiny data, on the CPU."""
+    divisor = DEMO_DIVISOR if 'demo' in name else DIVISOR
+    cfg.model = _shrink_model(cfg.model.to_dict(), divisor)
+    box_head = cfg.model.get('roi_head', {}).get('bbox_head', {})
+    if box_head.get('type') == 'Shared4Conv1FCBBoxHead':  # these widths are its defaults
+        box_head.update(conv_out_channels=256 // divisor, fc_out_channels=1024 // divisor)
+    cfg.merge_from_dict({'model.test_cfg.rcnn.score_thr': 0.0} if 'roi_head' in cfg.model else {})
+
+    optim_wrapper = cfg.optim_wrapper
+    if optim_wrapper.type == 'AmpOptimWrapper':  # asks for an accelerator
+        optim_wrapper.type = 'OptimWrapper'
+        optim_wrapper.pop('loss_scale')
+    if 'itpn-pixel_hivit' in name and not name.startswith('mask-rcnn'):
+        _use_photographs(cfg, work_dir)
+    else:
+        _use_instances(cfg, work_dir, COCO_DIVISOR if name.endswith('_coco') else 1)
+    cfg.train_cfg.max_epochs = 1
+    cfg.train_cfg.pop('val_interval', None)
+    cfg.work_dir = str(work_dir)
+    cfg.experiment_name = f'{name}_{work_dir.name}'
+    cfg.log_level = 'ERROR'
+    cfg.randomness = dict(seed=0)
+    return cfg
+
+
+def train(cfg: Config) -> tuple[Runner, dict[str, torch.Tensor]]:
+    """Run `cfg` in the stock Runner; also the size of the gradient of each parameter with one."""
+    with plain_text():
+        return _train(cfg)
+
+
+def _train(cfg: Config) -> tuple[Runner, dict[str, torch.Tensor]]:
+    runner = Runner.from_cfg(cfg)
+    gradients: dict[str, torch.Tensor] = {}
+    for name, parameter in runner.model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(
+                lambda p, name=name: gradients.update({name: p.grad.abs().sum()})
+            )
+    runner.train()
+    return runner, gradients
+
+
+@contextmanager
+def plain_text() -> Iterator[None]:
+    """Let mmengine write configs as they are: laying them out takes longer than a tiny training."""
+    text = property(lambda cfg: ''.join(f'{key} = {value!r}\n' for key, value in cfg.items()))
+    with mock.patch.object(Config, 'pretty_text', text):
+        yield
+
+
+def _shrink_model(value: Any, divisor: int, key: str = '') -> Any:
+    if isinstance(value, dict):
+        return {k: _shrink_model(v, divisor, k) for k, v in value.items()}
+    if key == 'arch' and isinstance(value, str):
+        return _shrink_model(HiViT.arch_zoo[value], divisor)
+    if key == 'img_size':
+        return SIDE
+    if key == 'depths':
+        return (1, 1, 1)
+    if key == 'num_heads':
+        return 2
+    if key == 'depth':
+        return min(value, 2)
+    if key in WIDTHS or key == 'embed_dims':
+        if isinstance(value, (list, tuple)):
+            return tuple(_divide(v, divisor) for v in value)
+        return _divide(value, divisor)
+    if isinstance(value, (list, tuple)) and key != 'strides':
+        return type(value)(_shrink_model(v, divisor) for v in value)
+    return value
+
+
+def _divide(value: int, divisor: int) -> int:
+    assert value % divisor == 0, f'{value} is not a multiple of {divisor}'
+    return value // divisor
+
+
+def _scale_pipeline(value: Any, divisor: int, key: str = '') -> Any:
+    """Divide the picture sizes in a pipeline."""
+    if isinstance(value, dict):
+        return {k: _scale_pipeline(v, divisor, k) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_scale_pipeline(v, divisor, key) for v in value)
+    return value // divisor if key in ('scale', 'scales', 'crop_size') else value
+
+
+def _replace_root(value: Any, old: str, new: str) -> Any:
+    """Replace the folder that paths start with."""
+    if isinstance(value, dict):
+        return {k: _replace_root(v, old, new) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_replace_root(v, old, new) for v in value)
+    if isinstance(value, str) and value.startswith(old.rstrip('/')):
+        return new + value[len(old.rstrip('/')) :]
+    return value
+
+
+def _set_loader(loader: Any, batch_size: int) -> None:
+    loader.update(num_workers=0, persistent_workers=False, batch_size=batch_size)
+
+
+def _use_photographs(cfg: Config, work_dir: Path) -> None:
+    """Two pictures in two class folders, as in ImageNet."""
+    root = work_dir / 'photographs'
+    for i in range(2):
+        folder = root / 'train' / f'class{i}'
+        folder.mkdir(parents=True)
+        draw_picture(96, 80, seed=i).save(folder / 'picture.jpg')
+    dataset = cfg.train_dataloader.dataset
+    dataset.data_root = str(root)
+    if dataset.type == 'ImageNet':
+        dataset.metainfo = dict(classes=['class0', 'class1'])
+    for step in dataset.pipeline:
+        if step.type == 'RandomResizedCrop':
+            step.scale = SIDE
+    _set_loader(cfg.train_dataloader, 2)
+
+
+def _use_instances(cfg: Config, work_dir: Path, divisor: int) -> None:
+    """Two pictures with instances for training and two for validation, as in COCO."""
+    from mmdet.datasets import CocoDataset
+
+    old = cfg.train_dataloader.dataset.data_root
+    root = work_dir / 'instances'
+    for loader in ('train_dataloader', 'val_dataloader'):
+        part = cfg[loader].dataset
+        classes = part.get('metainfo', CocoDataset.METAINFO)['classes']
+        write_coco(root / part.ann_file, root / part.data_prefix.img, classes)
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        cfg[key].dataset = _replace_root(cfg[key].dataset.to_dict(), old, f'{root}')
+        cfg[key].dataset.pipeline = _scale_pipeline(cfg[key].dataset.pipeline, divisor)
+        _set_loader(cfg[key], 2 if key == 'train_dataloader' else 1)
+    for key in ('val_evaluator', 'test_evaluator'):
+        cfg[key] = _replace_root(cfg[key].to_dict(), old, f'{root}')
+
+
+def draw_picture(width: int, height: int, seed: int) -> Image.Image:
+    """A smooth picture with some noise."""
+    random = np.random.default_rng(seed)
+    small = Image.fromarray(random.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    picture = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), dtype=float)
+    noisy = picture + random.normal(0, 8, picture.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def write_coco(ann_file: Path, folder: Path, classes: tuple[str, ...]) -> None:
+    """Two pictures, each with two instances of a class, in COCO's format."""
+    width, height = 128, 128
+    images, annotations = [], []
+    folder.mkdir(parents=True)
+    for i in range(2):
+        draw_picture(width, height, seed=i).save(folder / f'{i}.jpg')
+        images.append(dict(id=i, file_name=f'{i}.jpg', width=width, height=height))
+        for x, y, w, h in ((8, 12, 50, 40), (70, 64, 44, 52)):
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=i,
+                    category_id=1 + i % len(classes),
+                    bbox=[x, y, w, h],
+                    area=w * h,
+                    iscrowd=0,
+                    segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]],
+                )
+            )
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(classes)]
+    ann_file.parent.mkdir(parents=True, exist_ok=True)
+    ann_file.write_text(
+        json.dumps(dict(images=images, annotations=annotations, categories=categories))
+    )
