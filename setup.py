@@ -47,12 +47,11 @@ class BuildWithMim(build_py):
                 shutil.copy2(source, mim / entry)
 
 
-readme = ROOT / 'README.md'
 setup(
     name='itpn_mm',
     version=read_version(),
     description='Integrally pre-trained transformer pyramid networks for OpenMMLab',
-    long_description=readme.read_text(encoding='utf8') if readme.exists() else '',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf8'),
     long_description_content_type='text/markdown',
     author='The itpn_mm authors',
     license='Apache-2.0',
