@@ -13,6 +13,7 @@ OUT_CHANNELS = 256
 PYRAMID_DEPTH = 2
 # (embed_dims, depths, num_heads) small enough for a test, with every kind of block
 TINY_ARCH = dict(embed_dims=64, depths=(1, 1, 2), num_heads=2)
+ARCHS = dict(HiViT.arch_zoo, test=TINY_ARCH)
 
 
 class ShippedModel(nn.Module):
@@ -36,14 +37,6 @@ class ShippedModel(nn.Module):
         return self.neck(self.backbone(img))
 
 
-def resolve_arch(arch: str) -> dict:
-    """Settings of a size by name; `test` is a very small one."""
-    sizes = dict(HiViT.arch_zoo, test=TINY_ARCH)
-    if arch not in sizes:
-        raise ValueError(f'`arch` must be one of {sorted(sizes)}, but got {arch!r}')
-    return dict(sizes[arch])
-
-
 def randomise(model: nn.Module, seed: int = 0) -> None:
     """Draw all weights so that every branch matters: a wrong one then shows in the outputs."""
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +53,7 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
 
 def build_model(variant: str, arch: str) -> nn.Module:
     """Model `plain` or `ours` in evaluation mode; both always hold the same weights."""
-    settings = resolve_arch(arch)
+    settings = dict(ARCHS[arch])
     if variant == 'ours':
         model = ShippedModel(settings)
         randomise(model)

@@ -269,9 +269,7 @@ class PlainModel(nn.Module):
         )
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W), H and W multiples of 16 -> maps (B, out_channels, H / s, W / s), finest
-        first.
-        """
+        """(B, 3, H, W), both multiples of 16 -> maps (B, out_channels, H / s, W / s)."""
         height, width = img.shape[2:]
         if height % 16 or width % 16:
             raise ValueError(f'`img` sides must be multiples of 16: {height}x{width}')

@@ -17,7 +17,7 @@ def _row_cells(row: dict) -> list[str]:
         f'{row["median_s"]:.3f}',
         f'{row["min_s"]:.3f}',
         '-' if row['speedup'] is None else f'{row["speedup"]:.2f}x',
-        f'{row["batch"] / row["median_s"]:.2f}',
+        f'{row["images_per_s"]:.2f}',
         '-' if peak is None else f'{peak / MIB:.0f}',
         '-' if saved is None else f'{saved:.2f}x',
         '-' if error is None else f'{error:.1e}',
@@ -41,6 +41,8 @@ def markdown(rows: Sequence[dict], settings: dict, machine: dict) -> str:
     lines += [f'* {name}: {value}' for name, value in {**settings, **machine}.items()]
     lines += ['', '| ' + ' | '.join(header) + ' |', '| ' + ' | '.join(['---'] * len(header)) + ' |']
     lines += ['| ' + ' | '.join(_row_cells(row)) + ' |' for row in rows]
+    if all(row['mode'] == 'pretrain' for row in rows):
+        return '\n'.join([*lines, '', 'One optimiser step, with the update of the teacher.', ''])
     lines += [
         '',
         'Speed-up and less memory are against `plain` (same weights, same outputs, unfused), from',
