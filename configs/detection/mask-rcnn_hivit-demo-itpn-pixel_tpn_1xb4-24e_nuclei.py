@@ -94,7 +94,7 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-max_epochs = 20
+max_epochs = 24
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
@@ -118,6 +118,6 @@ optim_wrapper = dict(
 )
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
-    checkpoint=dict(type='CheckpointHook', interval=20, max_keep_ckpts=1),
+    checkpoint=dict(type='CheckpointHook', interval=24, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)
