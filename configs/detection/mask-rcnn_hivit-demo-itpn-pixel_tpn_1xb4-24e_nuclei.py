@@ -102,10 +102,10 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
         type='CosineAnnealingLR',
-        T_max=20,
+        T_max=max_epochs,
         by_epoch=True,
         begin=0,
-        end=20,
+        end=max_epochs,
         convert_to_iter_based=True,
     ),
 ]
@@ -118,6 +118,6 @@ optim_wrapper = dict(
 )
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
-    checkpoint=dict(type='CheckpointHook', interval=24, max_keep_ckpts=1),
+    checkpoint=dict(type='CheckpointHook', interval=max_epochs, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)
