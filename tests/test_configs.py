@@ -15,6 +15,7 @@ import yaml
 from mmengine.config import Config
 
 from itpn_mm.backbones import HiViT
+from itpn_mm.engine import check_config
 
 from .tiny_configs import ROOT, shrink, train
 
@@ -228,6 +229,43 @@ def test_detection_config_trains_a_step_and_predicts(name, tmp_path, pretrained)
     for loss in ('loss_rpn_cls', 'loss_rpn_bbox', 'loss_cls', 'loss_bbox', 'loss_mask'):
         assert scalars[f'train/{loss}'].current() > 0, loss
     assert 'val/coco/segm_mAP' in scalars  # the validation of the stock loop predicted something
+
+
+@pytest.mark.parametrize('name', PATHS)
+def test_missing_data_are_named_before_anything_is_built(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = read(name).train_dataloader.dataset.data_root
+    message = f'`train_dataloader.dataset.data_root` is {root!r}, which does not exist'
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        check_config(read(name))
+
+
+@pytest.mark.parametrize('name', DETECTION)
+def test_missing_pretraining_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = shrink(read(name), name, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r'`model\.backbone\.init_cfg\.checkpoint` is '):
+        check_config(cfg, 'train')
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({}, r'checkpoint has embed_dims=48 but HiViT was built with embed_dims=32: set'),
+        ({'model.neck.in_channels': (8, 16, 24)}, r'`neck\.in_channels` is \(8, 16, 24\), but'),
+        ({'model.rpn_head.in_channels': 8}, r'`rpn_head\.in_channels` is \(8, 8, 8, 8, 8\), but'),
+    ],
+)
+def test_misfits_stop_the_runner_before_training(changes, message, tmp_path, pretrained):
+    name = 'mask-rcnn_hivit-base-itpn-pixel_tpn_32xb2-amp-ms-crop-1x_coco'
+    cfg = read(name)
+    for part in ('backbone', 'neck'):
+        cfg.model[part].init_cfg.checkpoint = str(pretrained('large'))
+    cfg = shrink(cfg, name, tmp_path)
+    cfg.merge_from_dict(changes)
+    with pytest.raises(ValueError, match=message) as info:
+        train(cfg)
+    assert '\n' not in str(info.value)
 
 
 WITHOUT_TEACHER = {
