@@ -25,6 +25,6 @@ def seed() -> None:
 
 @pytest.fixture(autouse=True)
 def forget_default_scope() -> Iterator[None]:
-    """A Runner leaves the scope of its config behind, in which a later test would look for types."""
+    """A Runner leaves the scope of its config behind, where a later test would look for types."""
     yield
     DefaultScope._instance_dict.clear()
