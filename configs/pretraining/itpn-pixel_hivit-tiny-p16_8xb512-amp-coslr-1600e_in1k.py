@@ -1,14 +1,5 @@
 _base_ = './itpn-pixel_hivit-tiny-p16_8xb512-amp-coslr-300e_in1k.py'
 
 train_cfg = dict(max_epochs=1600)
-param_scheduler = [
-    _base_.param_scheduler[0],
-    dict(
-        type='CosineAnnealingLR',
-        T_max=1560,
-        by_epoch=True,
-        begin=40,
-        end=1600,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].update(T_max=1560, end=1600)
