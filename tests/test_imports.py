@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from itpn_mm import hosts, optional
 from itpn_mm.hosts import PARTS
+from itpn_mm.registry import MODELS
 
 PACKAGE = Path(__file__).resolve().parents[1] / 'itpn_mm'
 # part: (parts of ours it may import, packages of others it may import)
@@ -142,13 +144,22 @@ except ImportError as error:
         assert word in message
 
 
+def test_stub_of_a_part_to_come(monkeypatch):
+    monkeypatch.setattr(hosts, 'is_installed', lambda name: name == 'mmcv')
+    part = hosts.Part('trials', 'itpn_mm.trials', ('mmcv', 'mmdet'), ('Trial',))
+    optional.load_parts((part, hosts.Part('configs only', None, ('mmdet',))))
+    try:
+        with pytest.raises(ImportError, match=r'`itpn_mm.Trial` belongs to trials and needs mmdet'):
+            MODELS.build(dict(type='itpn_mm.Trial', width=3))
+    finally:
+        del MODELS.module_dict['Trial']
+
+
 @pytest.mark.parametrize('part', [p for p in PARTS if p.module], ids=lambda p: p.name)
 def test_optional_part_registers_what_it_promises(part):
     """A component missing from its row would have no stub; one too many would never be built."""
     if part.missing_hosts():
         pytest.skip(f'{part.hosts} not installed')
-    from itpn_mm.registry import MODELS
-
     MODELS.import_from_location()
     registered = {
         name for name, cls in MODELS.module_dict.items() if cls.__module__.startswith(part.module)
