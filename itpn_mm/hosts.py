@@ -70,7 +70,10 @@ PARTS = (
 
 def is_installed(name: str) -> bool:
     """Tell whether the top-level package `name` can be found; it is not imported."""
-    return importlib.util.find_spec(name) is not None
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:  # an import hook that blocks the package says so here already
+        return False
 
 
 def describe_distributions(name: str) -> str:

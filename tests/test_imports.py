@@ -32,11 +32,19 @@ ARROWS = {
         {'torch', 'mmengine', 'mmpretrain'},
     ),
 }
-# In front of a script: the other OpenMMLab packages cannot be imported.
+# In front of a script: the other OpenMMLab packages cannot be imported, in two ways.
 BLOCK = """
 import sys
 for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmrotate'):
     sys.modules[name] = None
+"""
+BLOCK_BY_HOOK = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmrotate'):
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocker())
 """
 
 
@@ -110,9 +118,10 @@ def run(script: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
 
 
-def test_core_builds_and_runs_without_other_packages():
+@pytest.mark.parametrize('block', [BLOCK, BLOCK_BY_HOOK], ids=['absent', 'refused'])
+def test_core_builds_and_runs_without_other_packages(block):
     script = (
-        BLOCK
+        block
         + """
 import torch
 from mmengine.registry import MODELS
