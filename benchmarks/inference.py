@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import peak_memory_cuda, precision, run_fresh, timed
 from benchmarks.models import build_model
@@ -26,6 +28,14 @@ def relative_error(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> f
         for out, ref in zip(outputs, references)
     ]
     return max(float(error) for error in errors)
+
+
+def count_gflop(model: nn.Module, shape: Sequence[int]) -> float:
+    """Arithmetic of the matrix products of a forward pass, in GFLOP; nothing is computed."""
+    model = copy.deepcopy(model).to('meta')
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(shape, device='meta'))
+    return counter.get_total_flops() / 1e9
 
 
 def work(size: tuple[int, int]) -> float:
@@ -52,9 +62,9 @@ def run_inference(
 ) -> list[dict]:
     """Measure all sizes; returns one row for each size and variant, the plain model first.
 
-    A row holds `mode, size, variant, batch, repeats, median_s, min_s, images_per_s, peak_bytes,
-    relative_error, speedup, memory_ratio`; the last two compare with the plain model (above 1 is
-    better for both).
+    A row holds `mode, size, variant, batch, repeats, median_s, min_s, images_per_s, gflop,
+    peak_bytes, relative_error, speedup, memory_ratio`; the last two compare with the plain model
+    (above 1 is better for both).
     """
     models: dict[str, nn.Module] = {
         name: build_model(name, arch).to(device) for name in ('plain', 'ours')
@@ -112,6 +122,7 @@ def _run_size(
                 peaks[name] = int(run_fresh([name, arch, label, str(batch), dtype]))
                 progress.step(f'{label} {name}: peak {peaks[name] / 2**20:.0f} MiB', cost)
     base = statistics.median(seconds['plain'])
+    gflop = count_gflop(models['plain'], img.shape)
     return [
         dict(
             mode='inference',
@@ -122,6 +133,7 @@ def _run_size(
             median_s=statistics.median(times),
             min_s=min(times),
             images_per_s=batch / statistics.median(times),
+            gflop=gflop,
             peak_bytes=peaks.get(name),
             relative_error=errors.get(name),
             speedup=base / statistics.median(times),

@@ -80,7 +80,7 @@ def peak_memory_cuda(call: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def gemm_gflops(device: str, dtype: str, size: int = 2048, repeats: int = 8) -> float:
+def gemm_gflops(device: str, dtype: str, size: int = 2048, repeats: int = 20) -> float:
     """Best measured rate of a square matrix product, in GFLOP/s."""
     kind = torch.bfloat16 if dtype == 'bf16' else torch.float32
     if device == 'cuda':

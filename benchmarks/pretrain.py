@@ -93,6 +93,7 @@ def run_pretrain(
                 median_s=median,
                 min_s=min(seconds),
                 images_per_s=batch / median,
+                gflop=None,
                 peak_bytes=peak_memory_cuda(step) if device == 'cuda' else None,
                 relative_error=None,
                 speedup=None,

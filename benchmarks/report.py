@@ -9,7 +9,8 @@ from pathlib import Path
 MIB = 2**20
 
 
-def _row_cells(row: dict) -> list[str]:
+def _row_cells(row: dict, gemm_gflops: float) -> list[str]:
+    rate = None if row['gflop'] is None else row['gflop'] / row['median_s'] / gemm_gflops
     peak, saved, error = row['peak_bytes'], row['memory_ratio'], row['relative_error']
     return [
         row['size'],
@@ -18,6 +19,7 @@ def _row_cells(row: dict) -> list[str]:
         f'{row["min_s"]:.3f}',
         '-' if row['speedup'] is None else f'{row["speedup"]:.2f}x',
         f'{row["images_per_s"]:.2f}',
+        '-' if rate is None else f'{rate:.0%}',
         '-' if peak is None else f'{peak / MIB:.0f}',
         '-' if saved is None else f'{saved:.2f}x',
         '-' if error is None else f'{error:.1e}',
@@ -33,6 +35,7 @@ def markdown(rows: Sequence[dict], settings: dict, machine: dict) -> str:
         'fastest s',
         'speed-up',
         'images/s',
+        'of GEMM rate',
         'peak MiB',
         'less memory',
         'rel. error',
@@ -40,13 +43,14 @@ def markdown(rows: Sequence[dict], settings: dict, machine: dict) -> str:
     lines = ['# Benchmark', '']
     lines += [f'* {name}: {value}' for name, value in {**settings, **machine}.items()]
     lines += ['', '| ' + ' | '.join(header) + ' |', '| ' + ' | '.join(['---'] * len(header)) + ' |']
-    lines += ['| ' + ' | '.join(_row_cells(row)) + ' |' for row in rows]
+    lines += ['| ' + ' | '.join(_row_cells(row, machine['gemm_gflops'])) + ' |' for row in rows]
     if all(row['mode'] == 'pretrain' for row in rows):
         return '\n'.join([*lines, '', 'One optimiser step, with the update of the teacher.', ''])
     lines += [
         '',
         'Speed-up and less memory are against `plain` (same weights, same outputs, unfused), from',
         'medians of interleaved passes. Peak: what one pass takes on top of weights and image.',
+        'Of GEMM rate: matrix products per second by `gemm_gflops`, what the hardware can do at most.',
         '',
     ]
     return '\n'.join(lines)

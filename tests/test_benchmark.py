@@ -67,6 +67,12 @@ def test_relative_error():
         inference.relative_error([a], [a, b])
 
 
+def test_count_gflop():
+    linear = torch.nn.Linear(32, 8, bias=False)
+    assert inference.count_gflop(linear, (5, 32)) == pytest.approx(2 * 5 * 32 * 8 / 1e9)
+    assert linear.weight.device.type == 'cpu'
+
+
 def test_rounds():
     sizes = [(64, 64), (224, 224), (800, 1280)]
     assert [inference.rounds(size, sizes, 3) for size in sizes] == [12, 12, 3]
