@@ -50,7 +50,7 @@ def markdown(rows: Sequence[dict], settings: dict, machine: dict) -> str:
         '',
         'Speed-up and less memory are against `plain` (same weights, same outputs, unfused), from',
         'medians of interleaved passes. Peak: what one pass takes on top of weights and image.',
-        'Of GEMM rate: matrix products per second by `gemm_gflops`, what the hardware can do at most.',
+        'Of GEMM rate: matrix products of a pass per second, as a share of `gemm_gflops`.',
         '',
     ]
     return '\n'.join(lines)
