@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-MIM_ENTRIES = ('configs', 'tools', 'model-index.yml')
+MIM_ENTRIES = ('configs', 'tools', 'benchmarks', 'model-index.yml')  # tools need benchmarks
 
 
 def read_version() -> str:

@@ -69,7 +69,7 @@ def test_wheel_is_imported_without_torch(installed):
 
 def test_wheel_ships_what_mim_looks_for(installed, source):
     mim = find_package(installed) / '.mim'
-    for name in ('configs', 'tools'):
+    for name in ('benchmarks', 'configs', 'tools'):
         files = list_files(source / name)
         assert len(files) > 5
         assert list_files(mim / name) == files
