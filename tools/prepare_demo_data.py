@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 try:
-    from demo_data import nuclei, photographs
+    from demo_data import digits, nuclei, photographs
 except ModuleNotFoundError as error:
     if error.name not in ('numpy', 'PIL'):
         raise
@@ -44,6 +44,7 @@ DATA_SETS = {
         ('stardist', 'scikit-image', 'scikit-learn', 'deepforest'), photographs.build
     ),
     'nuclei': DataSet(('stardist',), nuclei.build),
+    'digits': DataSet(('scikit-learn',), digits.build),
 }
 MANIFEST = 'manifest.json'
 LICENCES = 'LICENSES.md'

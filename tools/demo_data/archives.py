@@ -66,9 +66,10 @@ ARCHIVES = {
             'manylinux_2_27_x86_64.manylinux_2_28_x86_64.whl',
             size=9315422,
             sha256='52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df',
-            licence='BSD-3-Clause; the two pictures CC-BY-2.0',
+            licence='BSD-3-Clause; the two pictures CC-BY-2.0; the digits (UCI) CC-BY-4.0',
             licence_members=(
                 'sklearn/datasets/images/README.txt',
+                'sklearn/datasets/descr/digits.rst',
                 'scikit_learn-1.9.1.dist-info/licenses/COPYING',
             ),
         ),
