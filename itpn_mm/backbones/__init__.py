@@ -1,5 +1,6 @@
 """Backbones, registered for every OpenMMLab package."""
 
+from .fast_itpn import FastiTPN
 from .hivit import HiViT
 
-__all__ = ['HiViT']
+__all__ = ['FastiTPN', 'HiViT']

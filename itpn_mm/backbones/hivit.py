@@ -24,8 +24,6 @@ from itpn_mm.layers import (
 from itpn_mm.layers.arguments import are_sizes
 from itpn_mm.registry import MODELS
 
-REL_POS_KINDS = (None, 'block', 'shared', 'decomposed')
-
 
 @MODELS.register_module()
 class HiViT(PretrainedModule):
@@ -68,13 +66,17 @@ class HiViT(PretrainedModule):
         ValueError: An argument does not fit, or an image has no whole patch.
     """
 
-    # Tiny and small: HiViT's own sizes; base and large: those of iTPN.
+    # Tiny and small: HiViT's own sizes; base and large: those of iTPN. Giant (iTPN-g): the paper
+    # tells the number of parameters alone, 1000 M; the widths are inferred from it.
     arch_zoo: ClassVar[dict[str, dict]] = dict(
         tiny=dict(embed_dims=384, depths=(1, 1, 10), num_heads=6),
         small=dict(embed_dims=384, depths=(2, 2, 20), num_heads=6),
         base=dict(embed_dims=512, depths=(3, 3, 24), num_heads=8),
         large=dict(embed_dims=768, depths=(2, 2, 40), num_heads=12),
+        giant=dict(embed_dims=1408, depths=(2, 2, 40), num_heads=22),
     )
+    rel_pos_kinds: ClassVar[tuple[str | None, ...]] = (None, 'block', 'shared', 'decomposed')
+    num_prefix_tokens: int = 0  # class tokens before the patches in stage 3
     checkpoint_prefix = 'backbone.'
 
     def __init__(
@@ -107,9 +109,9 @@ class HiViT(PretrainedModule):
         self.patch_size = patch_size
         self.grid = self._parse_grid(img_size, patch_size)
         self.out_indices = self._parse_out_indices(out_indices)
-        if rel_pos_bias not in REL_POS_KINDS:
+        if rel_pos_bias not in self.rel_pos_kinds:
             raise ValueError(
-                f'`rel_pos_bias` must be one of {REL_POS_KINDS}, but got {rel_pos_bias!r}'
+                f'`rel_pos_bias` must be one of {self.rel_pos_kinds}, but got {rel_pos_bias!r}'
             )
         if rel_pos_bias == 'decomposed' and self.grid[0] != self.grid[1]:
             raise ValueError(
@@ -128,51 +130,73 @@ class HiViT(PretrainedModule):
         self.strides = tuple(patch_size // 4 * 2**i for i in self.out_indices)
 
         self.patch_embed = PatchEmbed(in_channels, dims[0], patch_size // 4, patch_norm, norm_eps)
-        self.merges = nn.ModuleList(PatchMerge(dim, norm_eps) for dim in dims[:2])
+        self.merges = nn.ModuleList(self._build_merge(dim, norm_eps) for dim in dims[:2])
         rates = torch.linspace(0, drop_path_rate, sum(self.depths), device='cpu')  # never 'meta'
         rates = iter(rates.tolist())
         common = dict(
             layer_scale_init_value=layer_scale_init_value, drop_rate=drop_rate, norm_eps=norm_eps
         )
-
-        def rel_pos() -> nn.Module | None:
-            if rel_pos_bias == 'block':
-                return RelativePositionBias(self.grid, num_heads)
-            if rel_pos_bias == 'decomposed':
-                return DecomposedRelativePosition(self.grid[0], self.embed_dims // num_heads)
-            return None
-
         self.stages = nn.ModuleList()
         for dim, depth in zip(dims[:2], self.depths[:2], strict=True):
             self.stages.append(
                 nn.ModuleList(
-                    MlpBlock(dim, stem_mlp_ratio, drop_path_rate=next(rates), **common)
+                    self._build_mlp_block(dim, stem_mlp_ratio, drop_path_rate=next(rates), **common)
                     for _ in range(depth)
                 )
             )
         self.stages.append(
             nn.ModuleList(
-                AttentionBlock(
+                self._build_attention_block(
                     dims[2],
                     num_heads,
                     mlp_ratio,
-                    qkv_bias,
-                    rel_pos(),
+                    qkv_bias=qkv_bias,
+                    rel_pos=self._build_rel_pos(rel_pos_bias, num_heads),
                     drop_path_rate=next(rates),
                     **common,
                 )
                 for _ in range(self.depths[2])
             )
         )
+        self.rel_pos = self._build_shared_rel_pos(rel_pos_bias, num_heads)
+        self.drop_after_pos = nn.Dropout(drop_rate)
+        self._init_positions(use_abs_pos_emb)
+        self._init_linears()
+        self._freeze_stages()
+
+    def _init_positions(self, use_abs_pos_emb: bool) -> None:
+        self.cls_token = None
         self.pos_embed = (
             nn.Parameter(sincos_pos_embed(self.grid, self.embed_dims)) if use_abs_pos_emb else None
         )
-        self.rel_pos = (
-            RelativePositionBias(self.grid, num_heads) if rel_pos_bias == 'shared' else None
-        )
-        self.drop_after_pos = nn.Dropout(drop_rate)
+
+    def _init_linears(self) -> None:
         self.apply(self._init_linear)
-        self._freeze_stages()
+
+    def _build_merge(self, dim: int, norm_eps: float) -> nn.Module:
+        return PatchMerge(dim, norm_eps)
+
+    def _build_mlp_block(self, dim: int, mlp_ratio: float, **kwargs) -> nn.Module:
+        """Block of stages 1 and 2."""
+        return MlpBlock(dim, mlp_ratio, **kwargs)
+
+    def _build_attention_block(
+        self, dim: int, num_heads: int, mlp_ratio: float, **kwargs
+    ) -> nn.Module:
+        """Block of stage 3."""
+        return AttentionBlock(dim, num_heads, mlp_ratio, **kwargs)
+
+    def _build_rel_pos(self, kind: str | None, num_heads: int) -> nn.Module | None:
+        """Relative position of one block."""
+        if kind == 'block':
+            return RelativePositionBias(self.grid, num_heads)
+        if kind == 'decomposed':
+            return DecomposedRelativePosition(self.grid[0], self.embed_dims // num_heads)
+        return None
+
+    def _build_shared_rel_pos(self, kind: str | None, num_heads: int) -> nn.Module | None:
+        """Relative position that all blocks share."""
+        return RelativePositionBias(self.grid, num_heads) if kind == 'shared' else None
 
     @staticmethod
     def _init_linear(module: nn.Module) -> None:
@@ -260,6 +284,22 @@ class HiViT(PretrainedModule):
             (B, H/4, W/4, E/4), (B, H/8, W/8, E/2), (B, H/16, W/16, E); with ``keep``, the V patches
             stand in one column: (B, 4V, 4, E/4), (B, 2V, 2, E/2), (B, V, 1, E).
         """
+        *maps, x, tokens = self.forward_stem(x, keep)
+        return *maps, self.run_attention(x.flatten(1, 2), tokens).reshape(x.shape)
+
+    def forward_stem(
+        self, x: Tensor, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, TokenGrid]:
+        """Everything before stage 3, which looks at each patch by itself.
+
+        Args:
+            x: Images (B, 3, H, W).
+            keep: See :meth:`forward_stages`.
+
+        Returns:
+            Outputs of stages 1 and 2, the input of stage 3, all of them channels last, and the grid
+            of its tokens.
+        """
         x = self._pad(x)
         height, width = (n // self.patch_size for n in x.shape[2:])
         tokens = TokenGrid(height, width, keep, x.device)
@@ -272,24 +312,42 @@ class HiViT(PretrainedModule):
                 x = self._run(block, x)
             maps.append(x)
             x = merge(x)
-        shape = x.shape
-        x = self.run_attention(x.flatten(1, 2), tokens)
-        return *maps, x.view(shape)
+        return *maps, x, tokens
 
     def run_attention(self, x: Tensor, tokens: TokenGrid) -> Tensor:
         """Stage 3, the one step that mixes patches: (B, L, E) -> (B, L, E)."""
+        x = self.run_blocks(self.add_positions(x, tokens), tokens)
+        return x[:, self.num_prefix_tokens :]
+
+    def add_positions(self, x: Tensor, tokens: TokenGrid) -> Tensor:
+        """Add the position embedding, and the class token if there is one: (B, L, E) -> (B, P + L,
+        E), with P = ``num_prefix_tokens``.
+        """
         if self.pos_embed is not None:
             x = x + self.position(tokens)
-        x = self.drop_after_pos(x)
+        if self.cls_token is not None:
+            cls_token = self.cls_token
+            if self.pos_embed is not None:
+                cls_token = cls_token + self.pos_embed[:, :1]
+            x = torch.cat([cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        return self.drop_after_pos(x)
+
+    def run_blocks(
+        self, x: Tensor, tokens: TokenGrid, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """Blocks ``start`` to ``stop`` (excluded) of stage 3: (B, P + L, E) -> (B, P + L, E)."""
         bias = None if self.rel_pos is None else self.rel_pos(x, tokens)
-        for block in self.stages[2]:
+        for block in self.stages[2][start:stop]:
             x = self._run(block, x, tokens, bias)
         return x
 
     def position(self, tokens: TokenGrid) -> Tensor:
-        """Position embedding of the tokens: (1, L, E), or (B, V, E) if only some are kept."""
+        """Position embedding of the patches: (1, L, E), or (B, V, E) if only some are kept."""
         pos = resize_pos_embed(
-            self.pos_embed, self.grid, (tokens.height, tokens.width), self.interpolate_offset
+            self.pos_embed[:, self.num_prefix_tokens :],
+            self.grid,
+            (tokens.height, tokens.width),
+            self.interpolate_offset,
         )
         return pos if tokens.keep is None else pos[0][tokens.keep]
 
@@ -329,7 +387,7 @@ class HiViT(PretrainedModule):
         ]
         parameters = []
         if self.frozen_stages == 3:
-            parameters.append(self.pos_embed)
+            parameters += [self.pos_embed, self.cls_token]
             modules += [self.rel_pos, self.drop_after_pos]
         for module in filter(None, modules):
             module.eval()
@@ -346,25 +404,29 @@ class HiViT(PretrainedModule):
             param_name: Name of the parameter, starting with ``prefix``.
             prefix: Where the backbone stands in the model, e.g. ``'backbone.'``.
             unit: What counts as a layer. ``'block'``: each block of each stage; a merge belongs to
-                the block before it (the authors' classification). ``'attention'``: each attention
-                block; all before is layer 0 (the authors' HiViT constructor for detection).
+                the block before it (the authors' iTPN classification). ``'layer'``: each block and
+                each merge (their Fast-iTPN classification). ``'attention'``: each attention block;
+                all before is layer 0 (their HiViT constructor for detection).
 
         Returns:
             Layer id from 0 (input), and the number of layers with that of the neck and heads as the
             last.
         """
-        if unit not in ('block', 'attention'):
-            raise ValueError(f"`unit` must be 'block' or 'attention', but got {unit!r}")
-        num_stem = 0 if unit == 'attention' else sum(self.depths[:2])
-        num_layers = num_stem + self.depths[2] + 2
+        if unit not in ('block', 'layer', 'attention'):
+            raise ValueError(f"`unit` must be 'block', 'layer' or 'attention', but got {unit!r}")
+        # Layers before each of the stages.
+        merge = 1 if unit == 'layer' else 0
+        starts = (0, self.depths[0] + merge, sum(self.depths[:2]) + 2 * merge)
+        if unit == 'attention':
+            starts = (0, 0, 0)
+        num_layers = starts[2] + self.depths[2] + 2
         if not param_name.startswith(prefix):
             return num_layers - 1, num_layers
         kind, *rest = param_name.removeprefix(prefix).split('.')
         if kind == 'stages':
             stage, index = int(rest[0]), int(rest[1])
-            if stage == 2:
-                return num_stem + index + 1, num_layers
-            return (sum(self.depths[:stage]) + index + 1 if num_stem else 0), num_layers
+            in_stem = unit == 'attention' and stage < 2
+            return 0 if in_stem else starts[stage] + index + 1, num_layers
         if kind == 'merges':
-            return (sum(self.depths[: int(rest[0]) + 1]) if num_stem else 0), num_layers
+            return starts[int(rest[0]) + 1], num_layers
         return 0, num_layers  # patch embedding and position parameters

@@ -1,13 +1,15 @@
 """Building blocks on channels-last tensors; they need torch alone and know no model."""
 
-from .attention import Attention
+from .attention import Attention, QKVLinear
 from .block import AttentionBlock, DropPath, LayerScale, MlpBlock
-from .mlp import Mlp
+from .mlp import Mlp, SwiGLU
 from .patch import PatchEmbed, PatchMerge, PatchSplit, gather_patches, patchify, unpatchify
 from .position import (
     DecomposedRelativePosition,
+    DecoupledRelativePositionBias,
     RelativePositionBias,
     TokenGrid,
+    resize_decoupled_table,
     resize_pos_embed,
     resize_rel_pos_1d,
     resize_rel_pos_table,
@@ -18,6 +20,7 @@ __all__ = [
     'Attention',
     'AttentionBlock',
     'DecomposedRelativePosition',
+    'DecoupledRelativePositionBias',
     'DropPath',
     'LayerScale',
     'Mlp',
@@ -25,10 +28,13 @@ __all__ = [
     'PatchEmbed',
     'PatchMerge',
     'PatchSplit',
+    'QKVLinear',
     'RelativePositionBias',
+    'SwiGLU',
     'TokenGrid',
     'gather_patches',
     'patchify',
+    'resize_decoupled_table',
     'resize_pos_embed',
     'resize_rel_pos_1d',
     'resize_rel_pos_table',

@@ -1,9 +1,26 @@
 """Multi-head self-attention on sequences."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .position import TokenGrid
+
+
+class QKVLinear(nn.Linear):
+    """One GEMM to queries, keys and values (..., C) -> (..., 3 * C), with no bias of the keys.
+
+    A bias of the keys shifts all logits of a query alike, so softmax does not see it (BEiT).
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return F.linear(x, self.weight, bias)
 
 
 class Attention(nn.Module):
@@ -18,6 +35,7 @@ class Attention(nn.Module):
         rel_pos: Module called with the queries (B, heads, L, C / heads) and the :class:`TokenGrid`;
             gives the bias (B or 1, heads, L, L) added to the scaled logits.
         drop_rate: Dropout after the output projection.
+        k_bias: ``False`` leaves out the bias of the keys (Fast-iTPN, as BEiT).
     """
 
     def __init__(
@@ -27,10 +45,14 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         rel_pos: nn.Module | None = None,
         drop_rate: float = 0.0,
+        k_bias: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        if qkv_bias and not k_bias:
+            self.qkv = QKVLinear(dim)
+        else:
+            self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.rel_pos = rel_pos
         self.proj = nn.Linear(dim, dim)
         self.drop = nn.Dropout(drop_rate)

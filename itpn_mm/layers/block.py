@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
-from .mlp import Mlp
+from .mlp import Mlp, SwiGLU
 from .position import TokenGrid
 
 # Tokens that a block takes at a time where nothing is kept for a backward pass: the hidden layer
@@ -51,6 +51,16 @@ def _scale(dim: int, init_value: float | None) -> nn.Module:
 class MlpBlock(nn.Module):
     """Residual channel MLP, the block of stages 1 and 2 and of the pyramid: (..., C) -> (..., C),
     position by position.
+
+    Args:
+        dim: Channels C.
+        mlp_ratio: Channels of the hidden layer over C.
+        layer_scale_init_value: Initial value of layer scale; ``None`` for no layer scale.
+        drop_rate: Dropout in the MLP.
+        drop_path_rate: Stochastic depth of the block.
+        norm_eps: Epsilon of the LayerNorms.
+        sub_norm: Whether the MLP normalises its hidden layer (Fast-iTPN).
+        swiglu: Whether the MLP is gated, :class:`SwiGLU` (Fast-iTPN).
     """
 
     def __init__(
@@ -61,10 +71,13 @@ class MlpBlock(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         norm_eps: float = 1e-6,
+        sub_norm: bool = False,
+        swiglu: bool = False,
     ) -> None:
         super().__init__()
         self.norm2 = nn.LayerNorm(dim, norm_eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
+        mlp = SwiGLU if swiglu else Mlp
+        self.mlp = mlp(dim, int(dim * mlp_ratio), drop_rate, sub_norm, norm_eps)
         self.ls2 = _scale(dim, layer_scale_init_value)
         self.drop_path = DropPath(drop_path_rate)
 
@@ -88,7 +101,22 @@ class MlpBlock(nn.Module):
 
 
 class AttentionBlock(MlpBlock):
-    """Transformer block, the block of stage 3 and of the decoder: (B, L, C) -> (B, L, C)."""
+    """Transformer block, the block of stage 3 and of the decoder: (B, L, C) -> (B, L, C).
+
+    Args:
+        dim: Channels C.
+        num_heads: Number of heads.
+        mlp_ratio: Channels of the MLP's hidden layer over C.
+        qkv_bias: See :class:`Attention`.
+        rel_pos: See :class:`Attention`.
+        layer_scale_init_value: Initial value of layer scale; ``None`` for no layer scale.
+        drop_rate: Dropout on both branches.
+        drop_path_rate: Stochastic depth of both branches.
+        norm_eps: Epsilon of the LayerNorms.
+        k_bias: See :class:`Attention`.
+        sub_norm: See :class:`MlpBlock`.
+        swiglu: See :class:`MlpBlock`.
+    """
 
     def __init__(
         self,
@@ -101,12 +129,22 @@ class AttentionBlock(MlpBlock):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         norm_eps: float = 1e-6,
+        k_bias: bool = True,
+        sub_norm: bool = False,
+        swiglu: bool = False,
     ) -> None:
         super().__init__(
-            dim, mlp_ratio, layer_scale_init_value, drop_rate, drop_path_rate, norm_eps
+            dim,
+            mlp_ratio,
+            layer_scale_init_value,
+            drop_rate,
+            drop_path_rate,
+            norm_eps,
+            sub_norm,
+            swiglu,
         )
         self.norm1 = nn.LayerNorm(dim, norm_eps)
-        self.attn = Attention(dim, num_heads, qkv_bias, rel_pos, drop_rate)
+        self.attn = Attention(dim, num_heads, qkv_bias, rel_pos, drop_rate, k_bias)
         self.ls1 = _scale(dim, layer_scale_init_value)
 
     def forward(

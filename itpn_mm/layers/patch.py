@@ -81,24 +81,38 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerge(nn.Module):
-    """Merge 2 x 2 neighbouring tokens into one of twice the channels (HiViT, as in Swin).
+    """Merge 2 x 2 neighbouring tokens into one of twice the channels.
 
     The four tokens are concatenated with the row offset varying fastest, the order of the released
-    weights.
+    HiViT weights.
+
+    Args:
+        dim: Channels C of a token.
+        norm_eps: Epsilon of the LayerNorm.
+        norm_first: ``False``: the four tokens are normalised together, then reduced without bias
+            (HiViT, as in Swin). ``True``: each token is normalised, and the reduction has a bias,
+            which is a 2 x 2 convolution as one GEMM (Fast-iTPN).
     """
 
-    def __init__(self, dim: int, norm_eps: float = 1e-6) -> None:
+    def __init__(self, dim: int, norm_eps: float = 1e-6, norm_first: bool = False) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim, norm_eps)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm_first = norm_first
+        self.norm = nn.LayerNorm(dim if norm_first else 4 * dim, norm_eps)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=norm_first)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H / 2, W / 2, 2 * C)."""
+        if self.norm_first:
+            return self.reduction(self._concat(self.norm(x)))
+        return self.reduction(self.norm(self._concat(x)))
+
+    @staticmethod
+    def _concat(x: Tensor) -> Tensor:
         n, h, w, c = x.shape
         x = x.view(n, h // 2, 2, w // 2, 2, c).permute(
             0, 1, 3, 4, 2, 5
         )  # (n, h, w, column, row, c)
-        return self.reduction(self.norm(x.reshape(n, h // 2, w // 2, 4 * c)))
+        return x.reshape(n, h // 2, w // 2, 4 * c)
 
 
 class PatchSplit(nn.Module):

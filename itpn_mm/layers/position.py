@@ -9,6 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .geometric import DECOUPLED_RATIO, find_ratio, spline_matrix
+
+# Rows that a table holds beyond the patches' when there is a class token: the bias from it to the
+# patches, from the patches to it, and to itself.
+NUM_CLS_ROWS = 3
+
 
 class TokenGrid:
     """Where the tokens of a sequence lie: an h x w grid, all of it or the tokens ``keep`` (B, V).
@@ -110,17 +116,40 @@ def resize_pos_embed(
 
 
 def resize_rel_pos_table(
-    table: Tensor, src_window: tuple[int, int], dst_window: tuple[int, int]
+    table: Tensor,
+    src_window: tuple[int, int],
+    dst_window: tuple[int, int],
+    mode: str = 'bicubic',
+    num_extra: int = 0,
 ) -> Tensor:
-    """Resample a joint relative position table by bicubic interpolation.
+    """Resample a joint relative position table.
 
-    ((2h - 1) * (2w - 1), heads) -> ((2h' - 1) * (2w' - 1), heads), for windows (h, w) and (h', w').
+    ((2h - 1) * (2w - 1) + extra, heads) -> ((2h' - 1) * (2w' - 1) + extra, heads), for windows
+    (h, w) and (h', w').
+
+    Args:
+        table: The table.
+        src_window: Its window.
+        dst_window: The wanted window.
+        mode: ``'bicubic'`` (Swin), or ``'geometric'``: the differences of the table are placed in
+            geometric progression, so that near ones keep their values (BEiT).
+        num_extra: Rows at the end that are kept as they are.
     """
     if src_window == dst_window:
         return table
     src, dst = (tuple(2 * n - 1 for n in window) for window in (src_window, dst_window))
-    x = table.t().unflatten(1, src).unsqueeze(0)  # (1, heads, 2h - 1, 2w - 1)
-    return _interpolate(x, 'bicubic', size=dst)[0].flatten(1).t()
+    body, extra = table.split([table.shape[0] - num_extra, num_extra])
+    x = body.t().unflatten(1, src)  # (heads, 2h - 1, 2w - 1)
+    if mode == 'bicubic':
+        x = _interpolate(x.unsqueeze(0), 'bicubic', size=dst)[0]
+    else:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        down, across = (
+            spline_matrix(a, b, find_ratio(a, b), clamp=True).to(wide)
+            for a, b in zip(src, dst, strict=True)
+        )
+        x = (down @ wide @ across.t()).to(x.dtype)
+    return torch.cat([x.flatten(1).t(), extra])
 
 
 def resize_rel_pos_1d(table: Tensor, size: int) -> Tensor:
@@ -130,6 +159,32 @@ def resize_rel_pos_1d(table: Tensor, size: int) -> Tensor:
     return _interpolate(table.t().unsqueeze(0), 'linear', size=2 * size - 1)[0].t()
 
 
+def resize_decoupled_table(table: Tensor, size: int, num_extra: int = 0) -> Tensor:
+    """Resample a one-dimensional table in geometric progression, as the Fast-iTPN release does.
+
+    (2 * n - 1 + extra, heads) -> (2 * size - 1 + extra, heads); the last ``num_extra`` rows are
+    kept as they are.
+    """
+    body, extra = table.split([table.shape[0] - num_extra, num_extra])
+    if body.shape[0] == 2 * size - 1:
+        return table
+    matrix = spline_matrix(body.shape[0], 2 * size - 1, DECOUPLED_RATIO)
+    wide = body.to(torch.promote_types(body.dtype, torch.float32))
+    return torch.cat([(matrix.to(wide) @ wide).to(body.dtype), extra])
+
+
+def _add_cls(bias: Tensor, rows: Tensor) -> Tensor:
+    """Bias (B, heads, L, L) of the patches -> (B, heads, 1 + L, 1 + L) with the class token first.
+
+    ``rows`` (3, heads): see :data:`NUM_CLS_ROWS`.
+    """
+    b, heads, length, _ = bias.shape
+    from_cls, to_cls, own = rows.view(NUM_CLS_ROWS, 1, heads, 1, 1).to(bias.dtype)
+    top = torch.cat([own, from_cls.expand(-1, -1, -1, length)], dim=3).expand(b, -1, -1, -1)
+    below = torch.cat([to_cls.expand(b, -1, length, -1), bias], dim=3)
+    return torch.cat([top, below], dim=2)
+
+
 class RelativePositionBias(nn.Module):
     """Bias from a joint table over (row, column) differences (Swin, BEiT): gives (B or 1, heads, L,
     L).
@@ -137,16 +192,62 @@ class RelativePositionBias(nn.Module):
     Args:
         window: Grid (h, w) the table is made for; it is resampled for any other grid.
         num_heads: Number of heads.
+        cls_token: Whether a class token stands before the patches; it has rows of its own, see
+            :data:`NUM_CLS_ROWS`.
+        resize_mode: ``mode`` of :func:`resize_rel_pos_table`.
     """
 
-    def __init__(self, window: tuple[int, int], num_heads: int) -> None:
+    def __init__(
+        self,
+        window: tuple[int, int],
+        num_heads: int,
+        cls_token: bool = False,
+        resize_mode: str = 'bicubic',
+    ) -> None:
         super().__init__()
-        self.window = window
-        self.table = nn.Parameter(torch.zeros((2 * window[0] - 1) * (2 * window[1] - 1), num_heads))
+        self.window, self.resize_mode = window, resize_mode
+        self.num_extra = NUM_CLS_ROWS if cls_token else 0
+        num_rows = (2 * window[0] - 1) * (2 * window[1] - 1) + self.num_extra
+        self.table = nn.Parameter(torch.zeros(num_rows, num_heads))
 
     def forward(self, q: Tensor, tokens: TokenGrid) -> Tensor:
-        table = resize_rel_pos_table(self.table, self.window, (tokens.height, tokens.width))
-        return table.to(q.dtype)[tokens.relative_index].permute(0, 3, 1, 2)
+        grid = (tokens.height, tokens.width)
+        table = resize_rel_pos_table(
+            self.table, self.window, grid, self.resize_mode, self.num_extra
+        ).to(q.dtype)
+        bias = table[tokens.relative_index].permute(0, 3, 1, 2)
+        return _add_cls(bias, table[-NUM_CLS_ROWS:]) if self.num_extra else bias
+
+
+class DecoupledRelativePositionBias(nn.Module):
+    """Bias from one table over row and one over column differences (Fast-iTPN): gives (B or 1,
+    heads, L, L).
+
+    Args:
+        window: Grid (h, w) the tables are made for; they are resampled for any other grid.
+        num_heads: Number of heads.
+        cls_token: As of :class:`RelativePositionBias`.
+    """
+
+    def __init__(self, window: tuple[int, int], num_heads: int, cls_token: bool = False) -> None:
+        super().__init__()
+        self.num_extra = NUM_CLS_ROWS if cls_token else 0
+        self.table_h, self.table_w = (
+            nn.Parameter(torch.zeros(2 * n - 1 + self.num_extra, num_heads)) for n in window
+        )
+
+    def forward(self, q: Tensor, tokens: TokenGrid) -> Tensor:
+        bias, rows = 0, 0
+        for table, index, size in (
+            (self.table_h, tokens.rows, tokens.height),
+            (self.table_w, tokens.cols, tokens.width),
+        ):
+            table = resize_decoupled_table(table, size, self.num_extra).to(q.dtype)
+            # The reference counts from query to key here, opposite to the joint table.
+            difference = index.unsqueeze(1) - index.unsqueeze(2) + size - 1
+            bias = bias + table[difference].permute(0, 3, 1, 2)
+            rows = rows + table[-NUM_CLS_ROWS:]
+        return _add_cls(bias, rows) if self.num_extra else bias
 
 
 class DecomposedRelativePosition(nn.Module):
