@@ -53,12 +53,12 @@ def build(folder: Path, reader: ArchiveReader) -> tuple[dict, dict]:
 
 
 def read_digits(reader: ArchiveReader) -> tuple[np.ndarray, np.ndarray]:
-    """The table: (N, 8, 8) uint8 of 0..16 and (N,) classes. Raises ArchiveError if it is another."""
+    """The table: (N, 8, 8) uint8 of 0..16 and (N,) classes. Raises ArchiveError if misshapen."""
     text = gzip.decompress(reader.read(PACKAGE, TABLE)).decode()
     rows = np.array([[float(cell) for cell in row] for row in csv.reader(io.StringIO(text))])
     if rows.ndim != 2 or rows.shape[1] != SIDE * SIDE + 1 or len(rows) <= FORMS[-1]:
         raise ArchiveError(
-            f'{TABLE} must be a table of 65 columns and more than {FORMS[-1]} rows, got {rows.shape}'
+            f'{TABLE} must have 65 columns and more than {FORMS[-1]} rows, got {rows.shape}'
         )
     table = rows.astype(np.uint8)
     return table[:, :-1].reshape(-1, SIDE, SIDE), table[:, -1].astype(int)
