@@ -10,9 +10,16 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-UNITS = ('block', 'attention')
+UNITS = ('block', 'attention', 'layer')
 DECAY_MULTS = ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')
-KNOWN_KEYS = ('layer_decay_rate', 'unit', 'custom_keys', *DECAY_MULTS, 'bypass_duplicate')
+KNOWN_KEYS = (
+    'layer_decay_rate',
+    'unit',
+    'reference_depth',
+    'custom_keys',
+    *DECAY_MULTS,
+    'bypass_duplicate',
+)
 CUSTOM_MULTS = ('lr_mult', 'decay_mult')
 # `_NormBase` is the common base of batch and instance norms.
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -28,11 +35,16 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
         lr = base_lr * rate ** (num_layers - 1 - layer_id) * lr_mult
 
+    where `rate` is `layer_decay_rate`, or with `reference_depth` what that one comes to in a model
+    of another depth. The rules of the released iTPN and Fast-iTPN are those of
+    `dict(unit='block', reference_depth=13)` and `dict(unit='layer')`.
+
     The neck is asked in the same way if it has the method, and its answer counts from its own end;
     everything else (heads, a neck without the method) has the last depth and the full rate.
 
     Weight decay: none for biases, norms, layer scales and other parameters of one dimension, and
-    none for position embeddings and relative position tables; the base value for the rest.
+    none for position embeddings, class tokens and relative position tables; the base value for the
+    rest.
     Frozen parameters are left out. Parameters with equal settings share a group, so that fused
     optimizers have few of them; a group also has `lr_scale` (its `lr` over the base one),
     `layer_id` and `param_names`.
@@ -45,8 +57,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise_cfg (dict): The settings:
 
             - layer_decay_rate (float): In (0, 1]; needed.
-            - unit (str): What counts as a layer, 'block' (default) or 'attention' (only blocks
-              with attention; all that comes before them is layer 0).
+            - unit (str): What counts as a layer: 'block' (default; a merge belongs to the block
+              before it), 'attention' (only blocks with attention; all that comes before them is
+              layer 0) or 'layer' (every block and every merge).
+            - reference_depth (int): Number of steps, from the embedding to the head, of the model
+              that `layer_decay_rate` is stated for, such as 13 for the 12 blocks of a ViT-B. The
+              rate becomes `layer_decay_rate ** (reference_depth / steps)`, with
+              `steps = num_layers - 1` of this model, so that the first layer gets
+              `layer_decay_rate ** reference_depth` at every depth. Default None: as it is.
             - custom_keys (dict): Part of a parameter's name -> `dict(lr_mult=, decay_mult=)`; the
               longest key that fits is used. A `decay_mult` replaces the rules above, a key without
               one leaves them.
@@ -70,6 +88,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if cfg.get('unit', 'block') not in UNITS:
             raise ValueError(
                 f'`paramwise_cfg.unit` must be one of {UNITS}, but got {cfg["unit"]!r}'
+            )
+        depth = cfg.get('reference_depth')
+        if depth is not None and (
+            isinstance(depth, bool) or not isinstance(depth, int) or depth < 1
+        ):
+            raise ValueError(
+                '`paramwise_cfg.reference_depth` must be None or a whole number of at least 1, '
+                f'but got {depth!r}'
             )
         for key, mults in cfg.get('custom_keys', {}).items():
             if not isinstance(mults, dict) or set(mults) - set(CUSTOM_MULTS):
@@ -101,7 +127,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             unused_keys.discard(custom_key)
             custom = self.paramwise_cfg['custom_keys'][custom_key] if custom_key else {}
             layer_id, num_layers = self._layer_depth(module, name)
-            scale = self.paramwise_cfg['layer_decay_rate'] ** (num_layers - 1 - layer_id)
+            scale = self._rate(num_layers) ** (num_layers - 1 - layer_id)
             scale *= custom.get('lr_mult', 1.0)
             setting = dict(lr=self.base_lr * scale, lr_scale=scale, layer_id=layer_id)
             if self.base_wd is not None:
@@ -163,13 +189,18 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             layer_id = num_layers - neck_layers + neck_id
         return layer_id, num_layers
 
+    def _rate(self, num_layers: int) -> float:
+        """Return what the rate is multiplied by from one layer to the one before it."""
+        rate, depth = (self.paramwise_cfg.get(k) for k in ('layer_decay_rate', 'reference_depth'))
+        return rate if depth is None else rate ** (depth / (num_layers - 1))
+
     def _decay_mult(self, module: nn.Module, name: str, param: nn.Parameter) -> float:
         """Return the multiple of the base weight decay that the rules give to a parameter."""
-        if is_position_table(name):
+        if is_position_or_token(name):
             return 0.0
         if isinstance(module, NORMS):
             return self.paramwise_cfg.get('norm_decay_mult', 0.0)
-        if name.rpartition('.')[2] == 'bias':
+        if name.endswith(('.bias', '_bias')):  # `q_bias` and `v_bias` are parameters of their own
             return self.paramwise_cfg.get('bias_decay_mult', 0.0)
         if param.ndim <= 1:
             return self.paramwise_cfg.get('flat_decay_mult', 0.0)
@@ -191,7 +222,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         print_log('\n'.join([header, *lines]), logger='current')
 
 
-def is_position_table(name: str) -> bool:
-    """Tell whether `name` is a position embedding or a relative position table of the backbone."""
-    parts = name.split('.')
-    return parts[0] == 'backbone' and ('pos_embed' in parts or 'rel_pos' in parts)
+def is_position_or_token(name: str) -> bool:
+    """Tell whether `name` is a position embedding, class token or relative position table of the
+    backbone.
+    """
+    first, *parts = name.split('.')
+    return first == 'backbone' and not {'pos_embed', 'cls_token', 'rel_pos'}.isdisjoint(parts)

@@ -11,6 +11,9 @@ from typing import Any
 
 from torch import nn
 
+# Necks of classifiers that give one vector as wide as the last map.
+POOLING_NECKS = ('GlobalAveragePooling', 'GlobalAveragePoolNorm')
+
 
 @dataclass(frozen=True)
 class FeatureMaps:
@@ -25,8 +28,9 @@ def check_model_fits(model: nn.Module) -> None:
     """Raise ValueError naming both sides where two parts of `model` do not fit together."""
     backbone, neck = getattr(model, 'backbone', None), getattr(model, 'neck', None)
     maps = backbone_maps(backbone)
-    if maps is not None and type(neck).__name__ == 'GlobalAveragePooling':
-        _check_classifier(maps, getattr(model, 'head', None))
+    if maps is not None and type(neck).__name__ in POOLING_NECKS:
+        _check_classifier(maps, 'neck', neck)
+        _check_classifier(maps, 'head', getattr(model, 'head', None))
     if neck is not None:
         necks = _as_list(neck)
         if maps is not None:
@@ -78,10 +82,11 @@ def _check_neck(maps: FeatureMaps, neck: nn.Module) -> None:
         _require_equal('neck.in_strides', in_strides, maps.strides, maps, 'strides')
 
 
-def _check_classifier(maps: FeatureMaps, head: nn.Module | None) -> None:
-    in_channels = getattr(head, 'in_channels', None)
+def _check_classifier(maps: FeatureMaps, name: str, part: nn.Module | None) -> None:
+    in_channels = getattr(part, 'in_channels', None)
     if isinstance(in_channels, int):
-        _require_equal('head.in_channels', in_channels, maps.channels[-1], maps, 'channels, last')
+        label = f'{name}.in_channels'
+        _require_equal(label, in_channels, maps.channels[-1], maps, 'channels, last')
 
 
 def _check_dense_head(maps: FeatureMaps, name: str, head: nn.Module | None) -> None:

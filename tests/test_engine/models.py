@@ -1,4 +1,4 @@
-"""Models of every host package around our backbone and pyramid, narrow but of the real depths.
+"""Models of every host package around our backbones and pyramid, narrow but of the real depths.
 
 Names and numbers of parameters depend on the depths alone, so narrow models have all of them.
 """
@@ -8,16 +8,25 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from itpn_mm.backbones import HiViT
+from itpn_mm.backbones import FastiTPN, HiViT
 
 WIDTH = 16  # of stage 3
+
+
+def _narrow(depths: tuple[int, int, int]) -> dict:
+    return dict(embed_dims=WIDTH, depths=depths, num_heads=1)
 
 
 def backbone_cfg(arch: str = 'base', **kwargs) -> dict:
     """Config of a narrow HiViT with the depths of `arch`."""
     depths = HiViT.arch_zoo[arch]['depths']
-    narrow = dict(embed_dims=WIDTH, depths=depths, num_heads=1)
-    return dict(type='itpn_mm.HiViT', arch=narrow, img_size=64, **kwargs)
+    return dict(type='itpn_mm.HiViT', arch=_narrow(depths), img_size=64, **kwargs)
+
+
+def fast_backbone_cfg(arch: str = 'base', **kwargs) -> dict:
+    """Config of a narrow FastiTPN with the depths of `arch`."""
+    depths = FastiTPN.arch_zoo[arch]['depths']
+    return dict(backbone_cfg(**kwargs), type='itpn_mm.FastiTPN', arch=_narrow(depths))
 
 
 def neck_cfg(**kwargs) -> dict:
@@ -39,7 +48,7 @@ def classifier(backbone: dict, **kwargs) -> nn.Module:
     cfg = dict(
         type='mmpretrain.ImageClassifier',
         backbone=backbone,
-        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        neck=dict(type='itpn_mm.GlobalAveragePoolNorm', in_channels=WIDTH),
         head=dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=WIDTH),
     )
     return build('mmpretrain', {**cfg, **kwargs})

@@ -59,13 +59,18 @@ def expected_settings(
     model: nn.Module, unit: str, rate: float, depths: tuple[int, int, int]
 ) -> dict[str, tuple[int, float, float]]:
     """The rule once more, on the authors' single list of blocks and merges. Independent of ours."""
+    counted = {
+        'layer': ('stages', 'merges'),
+        'block': ('stages',),
+        'attention': ('stages.2',),
+    }[unit]
     blocks = []
     for stage, depth in enumerate(depths):
         blocks += [f'backbone.stages.{stage}.{i}.' for i in range(depth)]
         blocks += [f'backbone.merges.{stage}.'] if stage < 2 else []
     ids, count = {}, 0
     for prefix in blocks:
-        count += 'merges' not in prefix and (unit == 'block' or 'stages.2' in prefix)
+        count += prefix.removeprefix('backbone.').startswith(counted)
         ids[prefix] = count
     expected = {}
     for name, param in model.named_parameters():
@@ -88,13 +93,31 @@ def assert_same(found: dict, expected: dict) -> None:
     [('h_pixel_finetune_base', {}), ('h_clip_finetune_base', dict(layer_scale_init_value=0.1))],
 )
 def test_golden_finetuning_of_base(table_name, options):
+    """The rate is stated for 13 steps; the model has 31."""
     table, rows = golden_table(table_name)
     model = models.classifier(models.backbone_cfg('base', rel_pos_bias='block', **options))
-    # The authors raise the rate to 13 / 31 before they use it; we take the rate as it is.
-    found = settings(model, layer_decay_rate=table['effective_decay'])
-    assert rows.keys() - found.keys() == {'neck.norm.weight', 'neck.norm.bias'}  # not in this neck
-    assert {rows.pop(f'neck.norm.{kind}')[:2] for kind in ('weight', 'bias')} == {(31, 1.0)}
-    assert_same(found, rows)
+    rate = table['layer_decay_rate']
+    assert_same(settings(model, layer_decay_rate=rate, reference_depth=13), rows)
+    assert table['effective_decay'] == pytest.approx(rate ** (13 / 31), rel=1e-12)
+    assert_same(settings(model, layer_decay_rate=table['effective_decay']), rows)
+
+
+def test_position_tables_of_fast_itpn_differ_from_the_release():
+    """The release would decay relative tables, and train a shared one at the head's rate.
+
+    Its published models have none. Ours are like those of HiViT: no decay, first layer.
+    """
+    for kind, depth in (('block', None), ('shared', 0), ('decoupled', 0)):
+        backbone = models.fast_backbone_cfg('tiny', rel_pos_bias=kind, cls_token=True)
+        found = settings(models.classifier(backbone), layer_decay_rate=0.8, unit='layer')
+        tables = {name: value for name, value in found.items() if 'rel_pos' in name}
+        assert len(tables) == {'block': 12, 'shared': 1, 'decoupled': 2}[kind]
+        for name, (layer_id, scale, decay) in tables.items():
+            at = 5 + int(name.split('.')[3]) if depth is None else depth
+            assert (layer_id, decay) == (at, 0.0)
+            assert scale == pytest.approx(0.8 ** (17 - at))
+        for name in ('backbone.cls_token', POS_EMBED):
+            assert found[name] == (0, pytest.approx(0.8**17), 0.0)
 
 
 def test_golden_detection_of_base():
@@ -124,7 +147,7 @@ HOSTS = {
 }
 
 
-@pytest.mark.parametrize('unit', ['block', 'attention'])
+@pytest.mark.parametrize('unit', ['block', 'attention', 'layer'])
 @pytest.mark.parametrize('arch', ['base', 'large'])
 @pytest.mark.parametrize('host', HOSTS)
 def test_every_parameter_in_every_host(host, arch, unit):
@@ -134,7 +157,12 @@ def test_every_parameter_in_every_host(host, arch, unit):
     assert depths == {'base': (3, 3, 24), 'large': (2, 2, 40)}[arch]
     found = settings(model, layer_decay_rate=0.9, unit=unit)
     assert_same(found, expected_settings(model, unit, 0.9, depths))
-    num_layers = {('base', 'block'): 32, ('large', 'block'): 46}.get((arch, unit), depths[2] + 2)
+    num_layers = {
+        ('base', 'block'): 32,
+        ('large', 'block'): 46,
+        ('base', 'layer'): 34,
+        ('large', 'layer'): 48,
+    }.get((arch, unit), depths[2] + 2)
     assert {layer_id for layer_id, *_ in found.values()} == set(range(num_layers))
 
 
@@ -188,6 +216,18 @@ def test_backbone_of_another_package_by_hand():
         'head.weight': (3, 1.0, DECAY),
         'head.bias': (3, 1.0, 0.0),
     }
+
+
+def test_reference_depth_fixes_the_rate_of_the_first_layer():
+    found = settings(Model(), layer_decay_rate=0.5, reference_depth=6)  # of a model with 3 steps
+    assert [found[f'backbone.{name}'][1] for name in ('pos_embed', 'layers.0.weight')] == [
+        pytest.approx(0.5**6),
+        pytest.approx(0.5**4),
+    ]
+    assert found['head.weight'][1] == 1.0
+    assert settings(Model(), layer_decay_rate=0.5, reference_depth=3) == settings(
+        Model(), layer_decay_rate=0.5
+    )
 
 
 def test_neck_that_knows_its_depth_counts_from_its_end():
@@ -309,6 +349,9 @@ def test_unused_custom_key_is_reported(caplog):
         (dict(layer_decay_rate=1.1), 'but got 1.1'),
         (dict(layer_decay_rate='0.9'), "but got '0.9'"),
         (dict(layer_decay_rate=True), 'but got True'),
+        (dict(layer_decay_rate=0.9, reference_depth=0), 'reference_depth` must be .* but got 0'),
+        (dict(layer_decay_rate=0.9, reference_depth=True), 'reference_depth` .* but got True'),
+        (dict(layer_decay_rate=0.9, reference_depth=2.5), r'reference_depth` .* but got 2\.5'),
         (dict(layer_decay_rate=0.9, unit='stage'), "`paramwise_cfg.unit` must be .* got 'stage'"),
         (
             dict(layer_decay_rate=0.9, num_layers=12),
