@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from itpn_mm.backbones import HiViT
+from itpn_mm.backbones import FastiTPN, HiViT
 from itpn_mm.checkpoint.remap import remap
 from itpn_mm.necks import TransformerPyramidNeck
 
@@ -110,6 +110,40 @@ def build_backbone(name: str, state: dict[str, Tensor]) -> HiViT:
         backbone.pos_embed = nn.Parameter(torch.empty(1, side * side, backbone.embed_dims))
     backbone.load_state_dict(under(state, 'backbone.'), strict=True)
     return backbone.to(state['backbone.pos_embed'].dtype).eval()
+
+
+REL_POS = dict(
+    use_rel_pos_bias='block',
+    use_shared_rel_pos_bias='shared',
+    use_shared_decoupled_rel_pos_bias='decoupled',
+)
+
+
+def build_fast_backbone(name: str, state: dict[str, Tensor]) -> FastiTPN:
+    """The Fast-iTPN that a fixture describes, with the fixture's weights, strictly loaded."""
+    info = INDEX[name]
+    kwargs = info['kwargs']
+    size = kwargs['img_size']
+    backbone = FastiTPN(
+        dict(
+            embed_dims=kwargs['embed_dim'],
+            depths=(kwargs['depth_stage1'], kwargs['depth_stage2'], kwargs['depth']),
+            num_heads=kwargs['num_heads'],
+        ),
+        img_size=size if isinstance(size, int) else tuple(size),
+        stem_mlp_ratio=kwargs['bridge_mlp_ratio'],
+        mlp_ratio=kwargs['mlp_ratio'],
+        qkv_bias=kwargs['qkv_bias'],
+        sub_norm=kwargs['subln'],
+        swiglu=kwargs['naiveswiglu'],
+        cls_token=kwargs.get('cls_token', False),
+        use_abs_pos_emb=kwargs.get('use_abs_pos_emb', True),
+        rel_pos_bias=next((kind for key, kind in REL_POS.items() if kwargs.get(key)), None),
+        layer_scale_init_value=kwargs['init_values'] or None,
+        norm_eps=info['norm_eps'],
+    )
+    backbone.load_state_dict(under(state, 'backbone.'), strict=True)
+    return backbone.to(state['backbone.patch_embed.proj.bias'].dtype).eval()
 
 
 def build_neck(

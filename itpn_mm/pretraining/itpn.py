@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from itpn_mm.registry import MODELS
 
+from .fits import check_fits
 from .masking import PatchMask
 
 
@@ -90,11 +91,7 @@ class iTPN(BaseSelfSupervisor):
                 ),
                 ('mfm_head.strides', mfm.strides, 'neck.out_strides', neck.out_strides),
             ]
-        for name, value, other, expected in fits:
-            if value != expected:
-                raise ValueError(
-                    f'`{name}` must be equal to `{other}` = {expected}, but got {value}'
-                )
+        check_fits(fits)
 
     def encode(self, images: Tensor, mask: PatchMask) -> dict[int, Tensor]:
         """Pyramid of the visible patches: images (B, 3, H, W) -> {stride: (B, V * k, k, F)}."""

@@ -16,7 +16,7 @@ from tests.golden import (
     under,
 )
 
-CLASSIFICATION = ('pixel_cls',)
+CLASSIFICATION = ('pixel_cls', 'clip_cls')
 DENSE = ('det_pixel', 'det_clip', 'seg')
 
 
@@ -65,6 +65,7 @@ def test_golden_intermediates(name, case, dtype):
     with torch.no_grad():
         maps = backbone.forward_stages(tensors[f'in/{case}/image'])
         found['U3'] = maps[2].flatten(1, 2)
+        found['U1'], found['U2'] = by_patch(maps[0], 4), by_patch(maps[1], 2)
         if f'mid/{case}/V4' in tensors:
             levels = build_neck(name, state).forward_levels(maps)
             found.update({f'V{stride}': by_patch(x, 16 // stride) for stride, x in levels.items()})

@@ -8,6 +8,7 @@ import torch
 from itpn_mm.layers import (
     DecomposedRelativePosition,
     TokenGrid,
+    resize_decoupled_table,
     resize_pos_embed,
     resize_rel_pos_1d,
     resize_rel_pos_table,
@@ -17,6 +18,7 @@ from tests.golden import DTYPES, INDEX, assert_matches, load, resample_as_masked
 
 RUNTIME = 'i1_pos_embed_runtime'
 AT_LOAD = 'i2_pos_embed_load_bicubic'
+GEOMETRIC = 'i3_rel_pos_table_geometric'
 JOINT = 'i4_rel_pos_table_bicubic'
 DECOMPOSED = 'i5_decomposed_rel_pos'
 SINCOS = 'i6_sincos_pos_embed'
@@ -59,6 +61,20 @@ def test_golden_resize_joint_table(row, dtype):
     src, dst = ((row[key],) * 2 for key in ('src_window', 'dst_window'))
     result = resize_rel_pos_table(tensors[f'in/{row["name"]}'], src, dst)
     assert_matches(result, tensors[f'out/{row["name"]}'], JOINT, row['name'])
+
+
+@pytest.mark.parametrize('row', rows(GEOMETRIC))
+def test_golden_resize_in_progression(row, dtype):
+    tensors, extra = load(GEOMETRIC, dtype), row['extra_rows']
+    src, dst = ((row[key],) * 2 for key in ('src_window', 'dst_window'))
+    table = tensors[f'in/{row["name"]}']
+    if row['name'].startswith('decoupled'):
+        result = resize_decoupled_table(table, dst[0], extra)
+    else:
+        result = resize_rel_pos_table(table, src, dst, 'geometric', extra)
+    assert (result is table) == (src == dst)
+    assert torch.equal(result[-extra:], table[-extra:])
+    assert_matches(result, tensors[f'out/{row["name"]}'], GEOMETRIC, row['name'])
 
 
 @pytest.mark.parametrize('row', rows(DECOMPOSED))
