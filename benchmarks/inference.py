@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import peak_memory_cuda, precision, run_fresh, timed
-from benchmarks.models import build_model
+from benchmarks.models import build_model, shipped
 from benchmarks.progress import Progress
 
 # largest accepted difference of the outputs, relative to the largest value of a map
@@ -31,28 +30,27 @@ def relative_error(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> f
 
 
 def count_gflop(model: nn.Module, shape: Sequence[int]) -> float:
-    """Arithmetic of the matrix products of a forward pass, in GFLOP; nothing is computed."""
-    model = copy.deepcopy(model).to('meta')
+    """Arithmetic of the matrix products of a forward pass in GFLOP; `model` is on device `meta`."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(shape, device='meta'))
     return counter.get_total_flops() / 1e9
 
 
-def work(size: tuple[int, int]) -> float:
-    """Rough cost of a forward pass: a linear part plus the attention matrix."""
-    patches = size[0] * size[1] / 256
-    return patches + patches**2 / 2000
+def gflop_per_image(name: str, size: tuple[int, int]) -> float:
+    """`count_gflop` of a model by name; nothing is allocated or computed."""
+    with torch.device('meta'):
+        model = shipped(name)
+    return count_gflop(model, (1, 3, *size))
 
 
-def rounds(size: tuple[int, int], sizes: Sequence[tuple[int, int]], repeats: int) -> int:
+def rounds(cost: float, costs: Iterable[float], repeats: int) -> int:
     """Passes at a size: `repeats` for the most expensive one, up to 4 times as many for others."""
-    most = max(work(other) for other in sizes)
-    return repeats * min(4, int(most / work(size)))
+    return repeats * min(4, int(max(costs) / cost))
 
 
 def run_inference(
     *,
-    arch: str,
+    models: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     batch: int,
     repeats: int,
@@ -60,45 +58,58 @@ def run_inference(
     dtype: str,
     compiled: bool,
 ) -> list[dict]:
-    """Measure all sizes; returns one row for each size and variant, the plain model first.
+    """Measure all models at all sizes; returns one row for each variant, the plain one first.
 
-    A row holds `mode, size, variant, batch, repeats, median_s, min_s, images_per_s, gflop,
-    peak_bytes, relative_error, speedup, memory_ratio`; the last two compare with the plain model
+    A row holds `mode, model, size, variant, batch, repeats, median_s, min_s, images_per_s, gflop,
+    peak_bytes, relative_error, speedup, memory_ratio`; the last two compare with the plain variant
     (above 1 is better for both).
     """
-    models: dict[str, nn.Module] = {
-        name: build_model(name, arch).to(device) for name in ('plain', 'ours')
+    gflop = {name: {size: batch * gflop_per_image(name, size) for size in sizes} for name in models}
+    plan = {
+        name: {size: rounds(cost, costs.values(), repeats) for size, cost in costs.items()}
+        for name, costs in gflop.items()
     }
-    if compiled:
-        models['ours, compiled'] = torch.compile(models['ours'])
     peaks = 0 if device == 'cuda' else 2
-    plan = {size: rounds(size, sizes, repeats) for size in sizes}
-    total = sum(work(size) * (len(models) * (1 + times) + peaks) for size, times in plan.items())
-    progress = Progress(total)
+    progress = Progress(
+        sum(
+            cost * ((2 + compiled) * (1 + plan[name][size]) + peaks)
+            for name, costs in gflop.items()
+            for size, cost in costs.items()
+        )
+    )
     rows = []
-    for size, times in plan.items():
-        rows += _run_size(models, arch, size, batch, times, device, dtype, progress)
+    for name in models:
+        variants: dict[str, nn.Module] = {
+            variant: build_model(variant, name).to(device) for variant in ('plain', 'ours')
+        }
+        if compiled:
+            torch.compiler.reset()  # models share code, which is compiled a few times at most
+            variants['ours, compiled'] = torch.compile(variants['ours'])
+        for size, times in plan[name].items():
+            common = dict(mode='inference', model=name, size=f'{size[0]}x{size[1]}', batch=batch)
+            common.update(repeats=times, gflop=gflop[name][size])
+            torch.manual_seed(0)
+            img = torch.randn(batch, 3, *size).to(device)
+            rows += [
+                common | row for row in _run_size(variants, img, common, device, dtype, progress)
+            ]
     return rows
 
 
 def _run_size(
-    models: dict[str, nn.Module],
-    arch: str,
-    size: tuple[int, int],
-    batch: int,
-    repeats: int,
+    variants: dict[str, nn.Module],
+    img: Tensor,
+    common: dict,
     device: str,
     dtype: str,
     progress: Progress,
 ) -> list[dict]:
-    label, cost = f'{size[0]}x{size[1]}', work(size)
-    torch.manual_seed(0)
-    img = torch.randn(batch, 3, *size).to(device)
+    label, cost, repeats = f'{common["model"]} {common["size"]}', common['gflop'], common['repeats']
     errors, peaks = {}, {}
     with torch.no_grad(), precision(device, dtype):
-        reference = models['plain'](img)
+        reference = variants['plain'](img)
         progress.step(f'{label} plain: warm-up', cost)
-        for name, model in models.items():
+        for name, model in variants.items():
             if name != 'plain':
                 errors[name] = relative_error(model(img), reference)
                 progress.step(f'{label} {name}: largest relative error {errors[name]:.1e}', cost)
@@ -106,34 +117,29 @@ def _run_size(
         wrong = {name: error for name, error in errors.items() if not error < TOLERANCE[dtype]}
         if wrong:
             raise RuntimeError(
-                f'outputs at {label} differ by {wrong}, more than {TOLERANCE[dtype]}; not measured'
+                f'outputs of {label} differ by {wrong}, more than {TOLERANCE[dtype]}; not measured'
             )
-        seconds: dict[str, list[float]] = {name: [] for name in models}
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
         for i in range(repeats):
-            for name, model in models.items():
+            for name, model in variants.items():
                 seconds[name].append(timed(partial(model, img), device))
                 progress.step(
                     f'{label} {name}: {seconds[name][-1]:.3f} s ({i + 1}/{repeats})', cost
                 )
-        for name, model in models.items():
+        for name, model in variants.items():
             if device == 'cuda':
                 peaks[name] = peak_memory_cuda(partial(model, img))
             elif name in ('plain', 'ours'):
-                peaks[name] = int(run_fresh([name, arch, label, str(batch), dtype]))
+                settings = (common['model'], common['size'], str(common['batch']), dtype)
+                peaks[name] = int(run_fresh([name, *settings]).split()[-1])
                 progress.step(f'{label} {name}: peak {peaks[name] / 2**20:.0f} MiB', cost)
     base = statistics.median(seconds['plain'])
-    gflop = count_gflop(models['plain'], img.shape)
     return [
         dict(
-            mode='inference',
-            size=label,
             variant=name,
-            batch=batch,
-            repeats=repeats,
             median_s=statistics.median(times),
             min_s=min(times),
-            images_per_s=batch / statistics.median(times),
-            gflop=gflop,
+            images_per_s=len(img) / statistics.median(times),
             peak_bytes=peaks.get(name),
             relative_error=errors.get(name),
             speedup=base / statistics.median(times),

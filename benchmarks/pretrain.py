@@ -62,42 +62,41 @@ class Step:
 
 def run_pretrain(
     *,
-    arch: str,
+    models: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     batch: int,
     repeats: int,
     device: str,
     dtype: str,
 ) -> list[dict]:
-    """Measure all sizes; returns one row each, as `run_inference` but with nothing to compare."""
-    progress = Progress(sum(h * w for h, w in sizes) * (repeats + 1))
+    """Measure all sizes of `hivit-*` models; returns one row each, with nothing to compare."""
+    progress = Progress(len(models) * sum(h * w for h, w in sizes) * (repeats + 1))
     rows = []
-    for size in sizes:
-        label, cost = f'{size[0]}x{size[1]}', size[0] * size[1]
-        torch.manual_seed(0)
-        step = Step(pretraining_config(arch, size, dtype), size, batch, device)
-        step()
-        progress.step(f'{label} step: warm-up', cost)
-        seconds = []
-        for i in range(repeats):
-            seconds.append(timed(step, device))
-            progress.step(f'{label} step: {seconds[-1]:.3f} s ({i + 1}/{repeats})', cost)
-        median = statistics.median(seconds)
-        rows.append(
-            dict(
-                mode='pretrain',
-                size=label,
-                variant='ours',
-                batch=batch,
-                repeats=repeats,
-                median_s=median,
-                min_s=min(seconds),
-                images_per_s=batch / median,
-                gflop=None,
-                peak_bytes=peak_memory_cuda(step) if device == 'cuda' else None,
-                relative_error=None,
-                speedup=None,
-                memory_ratio=None,
+    for name in models:
+        arch = name.removeprefix('hivit-')
+        for size in sizes:
+            label, cost = f'{size[0]}x{size[1]}', size[0] * size[1]
+            torch.manual_seed(0)
+            step = Step(pretraining_config(arch, size, dtype), size, batch, device)
+            step()
+            progress.step(f'{name} {label} step: warm-up', cost)
+            seconds = []
+            for i in range(repeats):
+                seconds.append(timed(step, device))
+                progress.step(f'{name} {label} step: {seconds[-1]:.3f} s ({i + 1}/{repeats})', cost)
+            median = statistics.median(seconds)
+            rows.append(
+                dict(
+                    mode='pretrain',
+                    model=name,
+                    size=label,
+                    variant='ours',
+                    batch=batch,
+                    repeats=repeats,
+                    median_s=median,
+                    min_s=min(seconds),
+                    images_per_s=batch / median,
+                    peak_bytes=peak_memory_cuda(step) if device == 'cuda' else None,
+                )
             )
-        )
     return rows
