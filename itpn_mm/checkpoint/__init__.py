@@ -4,14 +4,12 @@ from .architecture import config_lines, inspect
 from .hooks import resize_on_load, resize_positions
 from .io import LoadReport, read_checkpoint
 from .pretrained import PretrainedModule, load_pretrained
-from .remap import Drop, RemapReport, Rename, remap
+from .remap import RemapReport, remap
 
 __all__ = [
-    'Drop',
     'LoadReport',
     'PretrainedModule',
     'RemapReport',
-    'Rename',
     'config_lines',
     'inspect',
     'load_pretrained',

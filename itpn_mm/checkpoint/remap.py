@@ -1,34 +1,27 @@
-"""From the parameter names of the authors' released iTPN files to ours, as rules that are data.
+"""Between the parameter names and tensors of the authors' released files and ours, both ways."""
 
-The authors keep backbone, pyramid and heads of iTPN in one module. Its list ``blocks`` holds the
-blocks of all three stages and the two merges between them; which of its entries are merges is read
-off the names, so that every depth works.
-"""
-
+import functools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from itpn_mm.layers.position import TokenGrid
 
-@dataclass(frozen=True)
-class Rename:
-    """A name that matches ``pattern`` as a whole becomes ``target``, a template of its groups."""
+from .rules import (
+    AUTHORS_ONLY,
+    OURS_ONLY,
+    Dialect,
+    Rule,
+    compile_template,
+    fill_template,
+    rules_of,
+)
 
-    pattern: str
-    target: str
-
-
-@dataclass(frozen=True)
-class Drop:
-    """A name that matches ``pattern`` as a whole is left out on purpose, for ``reason``."""
-
-    pattern: str
-    reason: str
-
-
-Rule = Rename | Drop
+State = Mapping[str, Tensor]
 
 
 @dataclass
@@ -37,15 +30,18 @@ class RemapReport:
 
     Args:
         layout: ``'authors'`` (a file of the authors), ``'itpn_mm'`` (ours) or ``'unknown'``.
-        renamed: New name of each name that was kept, also where it stays the same.
+        renamed: New name of each name that was kept, also where it stays the same; several new
+            names of one are joined by commas.
         dropped: Names left out on purpose, with the reason.
-        unexplained: Names in a file of the authors that no rule knows; they are left out.
+        unexplained: Names that no rule knows; they are left out.
+        created: New names without an old one: indices that the authors' models save.
     """
 
     layout: str
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     unexplained: list[str] = field(default_factory=list)
+    created: list[str] = field(default_factory=list)
 
     def raise_if_unexplained(self, source: object) -> None:
         """Refuse a file with unexplained names: what they hold would be lost.
@@ -56,12 +52,16 @@ class RemapReport:
         Raises:
             ValueError: There are such names.
         """
-        if self.unexplained:
-            raise ValueError(
-                f'{source}: looks like an iTPN file of the authors, but '
-                f'{len(self.unexplained)} of its names are unknown: {shorten(self.unexplained)}; '
-                'is it another architecture, such as Fast-iTPN?'
-            )
+        if not self.unexplained:
+            return
+        if self.layout == 'authors':
+            looks, ask = 'looks like an iTPN file of the authors', 'is it another architecture?'
+        else:
+            looks, ask = 'cannot become a file of the authors', 'their models have no such part'
+        raise ValueError(
+            f'{source}: {looks}, but {len(self.unexplained)} of its names are unknown: '
+            f'{shorten(self.unexplained)}; {ask}'
+        )
 
 
 def shorten(names: Sequence[str], limit: int = 4) -> str:
@@ -70,160 +70,216 @@ def shorten(names: Sequence[str], limit: int = 4) -> str:
     return text if len(names) <= limit else f'{text}, ... ({len(names)} in all)'
 
 
-# Where the weights of the blocks of all kinds are; norm1, attention and gamma_1 exist in stage 3
-# and the decoder only.
-_LINEAR = r'(?P<layer>norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(?P<kind>weight|bias)'
-_AFFINE = r'\.(?P<kind>weight|bias)'
-
-
-def _blocks(source: str, target: str) -> tuple[Rule, ...]:
-    """Rules for the parameters of a block."""
-    return (
-        Rename(rf'{source}\.{_LINEAR}', rf'{target}.\g<layer>.\g<kind>'),
-        Rename(rf'{source}\.gamma_(?P<branch>[12])', rf'{target}.ls\g<branch>.gamma'),
-        Rename(rf'{source}\.attn\.relative_position_bias_table', rf'{target}.attn.rel_pos.table'),
-        Rename(
-            rf'{source}\.attn\.rel_pos_(?P<axis>[hw])', rf'{target}.attn.rel_pos.table_\g<axis>'
-        ),
-    )
-
-
-def _affine(source: str, target: str) -> Rule:
-    """Rule for the weight and bias of one layer."""
-    return Rename(rf'{source}{_AFFINE}', rf'{target}.\g<kind>')
-
-
-# `blocks.<index>` has become `stages.<stage>.<index>` or `merges.<index>` before these rules are
-# applied.
-BACKBONE_RULES: tuple[Rule, ...] = (
-    Rename('absolute_pos_embed', 'backbone.pos_embed'),
-    Drop('relative_position_index', 'an index that the model computes'),
-    _affine(r'patch_embed\.(?P<part>proj|norm)', r'backbone.patch_embed.\g<part>'),
-    *_blocks(r'stages\.(?P<at>\d+\.\d+)', r'backbone.stages.\g<at>'),
-    _affine(r'merges\.(?P<at>\d+)\.norm', r'backbone.merges.\g<at>.norm'),
-    Rename(r'merges\.(?P<at>\d+)\.reduction\.weight', r'backbone.merges.\g<at>.reduction.weight'),
-)
-
-NECK_RULES: tuple[Rule, ...] = (
-    *(
-        _affine(source, f'neck.laterals.{level}')
-        for source, level in (
-            ('align_dim_16tofpn', 'p16'),
-            ('align_dim_16to8', 'p8'),
-            ('align_dim_8to4', 'p4'),
-        )
-    ),
-    *(
-        rule
-        for step, level in (('16to8', 'p8'), ('8to4', 'p4'))
-        for rule in (
-            _affine(rf'split_{step}\.norm', f'neck.splits.{level}.norm'),
-            _affine(rf'split_{step}\.reduction', f'neck.splits.{level}.expand'),
-            *_blocks(rf'block_{step}\.(?P<at>\d+)', rf'neck.blocks.{level}.\g<at>'),
-        )
-    ),
-    *(
-        rule
-        for i, level in enumerate(('p16', 'p8', 'p4'))
-        for rule in _blocks(rf'fpn_modules\.{i}', f'neck.outputs.{level}')
-    ),
-)
-
-_EMBED_RULES: tuple[Rule, ...] = tuple(
-    _affine(rf'decoder_embed\.{i}\.{j}', f'decoder.embeds.{level}.{part}')
-    for i, level in enumerate(('p16', 'p8', 'p4'))
-    for j, part in enumerate(('norm', 'proj'))
-)
-
-PIXEL_RULES: tuple[Rule, ...] = (
-    *_EMBED_RULES,
-    Rename('mask_token', 'decoder.mask_token'),
-    Rename('decoder_pos_embed', 'decoder.pos_embed'),
-    *_blocks(r'decoder_blocks\.(?P<at>\d+)', r'decoder.blocks.\g<at>'),
-    _affine('decoder_norm', 'decoder.norm'),
-    _affine('decoder_pred', 'head.pred'),
-)
-
-# The same names mean other things here: the mask token replaces tokens of the backbone, `norm` is
-# the decoder's.
-CLIP_RULES: tuple[Rule, ...] = (
-    *_EMBED_RULES,
-    Rename('mask_token', 'mask_token'),
-    _affine('norm', 'decoder.norm'),
-    _affine('lm_head', 'head.pred'),
-    *_blocks(r'cls_pt_layers\.(?P<at>\d+)', r'aux_head.blocks.\g<at>'),
-    _affine('norm_cls', 'aux_head.norm'),
-    _affine('lm_cls_head', 'aux_head.pred'),
-)
-
-DOWNSTREAM_RULES: tuple[Rule, ...] = (
-    _affine('fc_norm', 'neck.norm'),
-    _affine('head', 'head.fc'),
-    # heads of the authors' mmdet and mmseg models stand beside the backbone and keep their names
-    Rename(r'(?P<name>(rpn_head|roi_head|decode_head|auxiliary_head)\..+)', r'\g<name>'),
-)
-
 # A merge gives the authors' files away, with the wrappers around them: DDP, a MIM encoder, an mmdet
 # or mmseg model.
 _AUTHORS_KEY = re.compile(
     r'(?P<wrapper>((module|encoder|backbone)\.)*)blocks\.\d+\.reduction\.weight'
 )
 _OUR_KEY = re.compile(r'(.+\.)?(merges\.0\.reduction\.weight|splits\.p\d+\.expand\.weight)')
+_HEADS = ('rpn_head.', 'roi_head.', 'decode_head.', 'auxiliary_head.')
 
 
-def remap(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], RemapReport]:
-    """Bring a state dict into our layout; only names change, tensors are taken as they are.
+def remap(state: State, to: str = 'ours') -> tuple[dict[str, Tensor], RemapReport]:
+    """Bring a state dict into our layout, or into the authors'.
+
+    Most tensors are taken as they are; 1 x 1 convolutions are reshaped, and tensors that the
+    authors hold apart are joined (or taken apart again). Both directions are exact, bit for bit.
 
     Args:
         state: State dict in the authors' layout (with or without the prefixes that DDP, mmdet and
             mmseg add), in ours, or any other. The latter two only lose a leading ``module.`` that
             all names share.
+        to: ``'ours'``, or ``'authors'``: what is in our layout gets the authors' names, and the
+            indices of relative positions that their models save.
 
     Returns:
         The new state dict and what was done with each name.
 
     Raises:
-        ValueError: A file of the authors has not exactly two merges, or two names become one.
+        ValueError: A file of the authors has not exactly two merges, two names become one, one of
+            several tensors that make one is missing, or ``to`` is something else.
     """
+    if to not in ('ours', 'authors'):
+        raise ValueError(f"`to` must be 'ours' or 'authors', but got {to!r}")
     match = next(filter(None, map(_AUTHORS_KEY.fullmatch, state)), None)
-    if match is None:
-        ours = any(map(_OUR_KEY.fullmatch, state))
-        report = RemapReport('itpn_mm' if ours else 'unknown')
-        wrapper = 'module.' if state and all(name.startswith('module.') for name in state) else ''
-        report.renamed = {name: name.removeprefix(wrapper) for name in state}
-        return {report.renamed[name]: tensor for name, tensor in state.items()}, report
-    return _remap_authors(state, match['wrapper'])
+    if match is not None:
+        state, report = _from_authors(state, match['wrapper'])
+        return (state, report) if to == 'ours' else (_to_authors(state)[0], report)
+    ours = any(map(_OUR_KEY.fullmatch, state))
+    wrapper = 'module.' if state and all(name.startswith('module.') for name in state) else ''
+    renamed = {name: name.removeprefix(wrapper) for name in state}
+    state = {renamed[name]: tensor for name, tensor in state.items()}
+    if ours and to == 'authors':
+        return _to_authors(state)
+    return state, RemapReport('itpn_mm' if ours else 'unknown', renamed)
 
 
-def _remap_authors(
-    state: Mapping[str, Tensor], wrapper: str
-) -> tuple[dict[str, Tensor], RemapReport]:
+def _from_authors(state: State, wrapper: str) -> tuple[dict[str, Tensor], RemapReport]:
     bare = {name: name.removeprefix(wrapper).removeprefix('module.') for name in state}
     places = _block_places(bare.values())
-    rules = BACKBONE_RULES + NECK_RULES + DOWNSTREAM_RULES
-    rules += CLIP_RULES if 'lm_head.weight' in bare.values() else PIXEL_RULES
-    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
-
-    out: dict[str, Tensor] = {}
+    entries = {place: f'blocks.{index}' for index, place in places.items()}
+    find = _Finder(_dialect_of_authors({bare[name]: tensor for name, tensor in state.items()}))
     report = RemapReport('authors')
+    found: dict[str, tuple[Rule, dict[str, str], list[Tensor | None]]] = {}
     for name, tensor in state.items():
         placed = re.sub(r'^blocks\.(\d+)', lambda m: places[int(m[1])], bare[name])
-        match, rule = next(
-            ((m, rule) for regex, rule in compiled if (m := regex.fullmatch(placed))), (None, None)
-        )
-        if match is None:
+        if reason := _reason(placed, AUTHORS_ONLY):
+            report.dropped[name] = reason
+            continue
+        rule, part, fields = find.by_authors(placed)
+        if rule is None:
             report.unexplained.append(name)
-        elif isinstance(rule, Drop):
-            report.dropped[name] = rule.reason
-        else:
-            target = match.expand(rule.target)
-            if target in out:
-                raise ValueError(
-                    f'two names of the checkpoint become `{target}`; one of them is `{name}`'
-                )
-            out[target] = tensor
-            report.renamed[name] = target
+            continue
+        target = report.renamed[name] = fill_template(rule.ours, fields)
+        _, _, parts = found.setdefault(target, (rule, fields, [None] * len(rule.authors)))
+        if parts[part] is not None:
+            raise ValueError(
+                f'two names of the checkpoint become `{target}`; one of them is `{name}`'
+            )
+        parts[part] = tensor
+    out = {}
+    for target, (rule, fields, parts) in found.items():
+        for template, tensor in zip(rule.authors, parts, strict=True):
+            if tensor is None:
+                missing = _replace_place(fill_template(template, fields), entries)
+                raise ValueError(f'the checkpoint lacks `{missing}`, a part of `{target}`')
+        try:
+            out[target] = rule.change.join(parts)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f'`{target}` cannot be made of the checkpoint: {error}') from error
     return out, report
+
+
+def _to_authors(state: State) -> tuple[dict[str, Tensor], RemapReport]:
+    state = with_parts(state)
+    depths = [
+        len(
+            {
+                m[1]
+                for m in map(re.compile(rf'backbone\.stages\.{s}\.(\d+)\..+').fullmatch, state)
+                if m
+            }
+        )
+        for s in range(3)
+    ]
+    entries, index = {}, 0
+    for stage, depth in enumerate(depths):
+        for i in range(depth):
+            entries[f'stages.{stage}.{i}'] = f'blocks.{index + i}'
+        index += depth
+        if stage < 2:
+            entries[f'merges.{stage}'] = f'blocks.{index}'
+            index += 1
+    # beside heads of mmdet and mmseg the authors' model is called `backbone`
+    wrapper = 'backbone.' if any(name.startswith(_HEADS) for name in state) else ''
+    dialect = _dialect_of_ours(state)
+    find = _Finder(dialect)
+    report, out = RemapReport('itpn_mm'), {}
+    for name, tensor in state.items():
+        if reason := _reason(name, OURS_ONLY):
+            report.dropped[name] = reason
+            continue
+        rule, _, fields = find.by_ours(name)
+        if rule is None:
+            report.unexplained.append(name)
+            continue
+        names = [_replace_place(fill_template(t, fields), entries) for t in rule.authors]
+        names = [n if n.startswith(_HEADS) else f'{wrapper}{n}' for n in names]
+        out.update(zip(names, rule.change.split(tensor, len(names)), strict=True))
+        report.renamed[name] = ', '.join(names)
+    created = {f'{wrapper}{k}': v for k, v in _position_indices(state, entries, dialect).items()}
+    report.created = list(created)
+    return out | created, report
+
+
+def with_parts(state: State) -> dict[str, Tensor]:
+    """Put the name of the part before the names of a backbone or pyramid that was saved alone."""
+    for part, key in (('backbone.', 'patch_embed.proj.weight'), ('neck.', 'splits.p8.norm.weight')):
+        if key in state:
+            return {f'{part}{name}': tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+class _Finder:
+    """Finds the rule for a name of either side."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.authors, self.ours = _compile(dialect)
+
+    def by_authors(self, name: str) -> tuple[Rule | None, int, dict[str, str]]:
+        return self._first(self.authors, name)
+
+    def by_ours(self, name: str) -> tuple[Rule | None, int, dict[str, str]]:
+        return self._first(self.ours, name)
+
+    @staticmethod
+    def _first(
+        patterns: list[tuple[re.Pattern, Rule, int]], name: str
+    ) -> tuple[Rule | None, int, dict[str, str]]:
+        for pattern, rule, part in patterns:
+            if match := pattern.fullmatch(name):
+                return rule, part, match.groupdict()
+        return None, 0, {}
+
+
+@functools.cache
+def _compile(dialect: Dialect) -> tuple[list, list]:
+    rules = rules_of(dialect)
+    return (
+        [(compile_template(t), rule, i) for rule in rules for i, t in enumerate(rule.authors)],
+        [(compile_template(rule.ours), rule, 0) for rule in rules],
+    )
+
+
+def _reason(name: str, reasons: Mapping[str, str]) -> str | None:
+    return next((why for pattern, why in reasons.items() if re.fullmatch(pattern, name)), None)
+
+
+def _replace_place(name: str, entries: Mapping[str, str]) -> str:
+    """``stages.<stage>.<index>`` and ``merges.<index>`` -> ``blocks.<index>``."""
+    return re.sub(r'^(stages\.\d+|merges)\.\d+', lambda m: entries[m[0]], name)
+
+
+def _dialect_of_authors(state: State) -> Dialect:
+    def has(pattern: str) -> bool:
+        return any(map(re.compile(pattern).fullmatch, state))
+
+    merges = [t for n, t in state.items() if re.fullmatch(r'blocks\.\d+\.reduction\.weight', n)]
+    fast = any(tensor.ndim == 4 for tensor in merges)
+    if has(r'(lm_head|lm_cls_head|cls_pt_layers)\..+'):
+        objective = 'clip'
+    elif has(r'mask_token|decoder_.+'):
+        objective = 'clip' if fast else 'pixel'  # nobody released a Fast-iTPN of pixels
+    else:
+        objective = None
+    if not fast:
+        return Dialect(objective=objective)
+    return Dialect(
+        fast=True,
+        fused_qkv=not has(r'blocks\.\d+\.attn\.q_proj\.weight'),
+        swiglu=has(r'blocks\.\d+\.mlp\.w1\.weight'),
+        objective=objective,
+    )
+
+
+def _dialect_of_ours(state: State) -> Dialect:
+    if any(name.startswith(('decoder.mask_token', 'decoder.blocks.')) for name in state):
+        objective = 'pixel'
+    elif any(name.startswith(('mask_token', 'decoder.', 'aux_head.')) for name in state):
+        objective = 'clip'
+    else:
+        objective = None
+    backbone = 'backbone.patch_embed.proj.weight' in state
+    if f'{"backbone.merges.0.reduction" if backbone else "neck.laterals.p8"}.bias' not in state:
+        return Dialect(objective=objective)
+    mlp = 'backbone.stages.2.0.mlp'
+    fc1, fc2 = (state.get(f'{mlp}.{fc}.weight') for fc in ('fc1', 'fc2'))
+    return Dialect(
+        fast=True,
+        fused_qkv=f'{mlp}.norm.weight' not in state,
+        swiglu=fc1 is not None and fc2 is not None and fc1.shape[0] == 2 * fc2.shape[1],
+        objective=objective,
+    )
 
 
 def _block_places(names: Iterable[str]) -> dict[int, str]:
@@ -243,3 +299,69 @@ def _block_places(names: Iterable[str]) -> dict[int, str]:
         start = merges[stage - 1] + 1 if stage else 0
         places[index] = f'merges.{stage}' if index in merges else f'stages.{stage}.{index - start}'
     return places
+
+
+def _position_indices(
+    state: State, entries: Mapping[str, str], dialect: Dialect
+) -> dict[str, Tensor]:
+    """The buffers that the authors' models with relative positions save.
+
+    They can be computed for square grids, which the tables of the release have; for others they
+    are left out, and the authors' code, which loads without strictness, has its own.
+    """
+    out = {}
+    for name, table in state.items():
+        match = re.fullmatch(
+            r'backbone\.((?P<block>stages\.2\.\d+\.attn)\.)?rel_pos\.(?P<leaf>table|table_h)', name
+        )
+        if not match:
+            continue
+        num_extra = 3 if 'backbone.cls_token' in state else 0
+        if not dialect.fast:
+            rows = table.shape[0] if match['leaf'] == 'table' else table.shape[0] ** 2
+            index = _joint_index(rows, 0)
+            if index is not None:
+                return {'relative_position_index': index}
+        elif match['leaf'] == 'table_h':
+            other = state['backbone.rel_pos.table_w']
+            names = ('high', 'width')
+            indices = _decoupled_indices(table.shape[0], other.shape[0], num_extra)
+            out |= {
+                f'rel_pos_bias.relative_position_{n}_index': index
+                for n, index in zip(names, indices, strict=True)
+            }
+        elif (index := _joint_index(table.shape[0], num_extra)) is not None:
+            block = match['block']
+            owner = _replace_place(block, entries) if block else 'rel_pos_bias'
+            out[f'{owner}.relative_position_index'] = index
+    return out
+
+
+def _joint_index(rows: int, num_extra: int) -> Tensor | None:
+    """Row of a joint table of a square grid for each (query, key); ``None`` for other grids."""
+    side = math.isqrt(rows - num_extra)
+    if side * side != rows - num_extra or side % 2 == 0:
+        return None
+    size = (side + 1) // 2
+    return _with_cls(TokenGrid(size, size).relative_index[0], rows, num_extra)
+
+
+def _decoupled_indices(rows_h: int, rows_w: int, num_extra: int) -> tuple[Tensor, Tensor]:
+    """Rows of the two one-dimensional tables for each (query, key); key minus query, unlike the
+    joint table.
+    """
+    h, w = ((rows - num_extra + 1) // 2 for rows in (rows_h, rows_w))
+    tokens = TokenGrid(h, w)
+    return tuple(
+        _with_cls(place[0][None, :] - place[0][:, None] + size - 1, rows, num_extra)
+        for place, size, rows in ((tokens.rows, h, rows_h), (tokens.cols, w, rows_w))
+    )
+
+
+def _with_cls(index: Tensor, rows: int, num_extra: int) -> Tensor:
+    """Add row and column of a cls token, whose three differences are the last of the table."""
+    if not num_extra:
+        return index
+    index = torch.nn.functional.pad(index, (1, 0, 1, 0))
+    index[0, :], index[:, 0], index[0, 0] = rows - 3, rows - 2, rows - 1
+    return index

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itpn_mm.backbones import HiViT
+from itpn_mm.backbones import FastiTPN, HiViT
 from itpn_mm.checkpoint import inspect, remap
 from itpn_mm.checkpoint.architecture import explain_mismatch
 from itpn_mm.necks import TransformerPyramidNeck
@@ -23,7 +23,7 @@ SEG = dict(rel_pos_bias='block', img_size=512)
 PIXEL_PARTS, CLIP_PARTS = ({'decoder', 'head'}, {'decoder', 'head', 'aux_head', 'mask_token'})
 CLASSIFIER_PARTS = {'neck', 'head'}
 
-# table -> arguments of the backbone, depth of the pyramid, further parts of the file
+# table of iTPN -> arguments of the backbone, depth of the pyramid, further parts of the file
 MODELS = {
     'itpn_pixel_base_pretrain': ({}, 2, PIXEL_PARTS),
     'itpn_pixel_large_pretrain': (LARGE, 2, PIXEL_PARTS),
@@ -49,6 +49,28 @@ MODELS = {
     'seg_itpn_clip_base': (SEG | SCALE, 2, set()),
     'seg_itpn_clip_large': (SEG | SCALE | LARGE, 2, set()),
 }
+# table of Fast-iTPN, a classifier -> arguments of the backbone
+FAST_MODELS = {
+    **{
+        f'fast_itpn_{arch}_{kind}': dict(arch=arch, img_size=size)
+        for arch, kind, size in (
+            *((arch, 'default', 224) for arch in ('tiny', 'small', 'base', 'large')),
+            *((arch, 'finetune_224', 224) for arch in ('tiny', 'small', 'base')),
+            *((arch, 'finetune_384', 384) for arch in ('tiny', 'small')),
+            *((arch, 'finetune_512', 512) for arch in ('tiny', 'small', 'base')),
+            ('large', 'finetune_256', 256),
+            ('large', 'finetune_640', 640),
+        )
+    },
+    'fast_itpn_base_opt_init0': dict(layer_scale_init_value=None),
+    'fast_itpn_base_opt_cls': dict(cls_token=True),
+    'fast_itpn_base_opt_cls_relpos': dict(cls_token=True, rel_pos_bias='block'),
+    'fast_itpn_base_opt_cls_sharedrelpos': dict(cls_token=True, rel_pos_bias='shared'),
+    'fast_itpn_base_opt_cls_shareddecoupled': dict(cls_token=True, rel_pos_bias='decoupled'),
+    'fast_itpn_base_opt_noabspos': dict(use_abs_pos_emb=False),
+}
+# what the published models have, in millions
+FAST_MILLIONS = dict(tiny=24.22, small=39.90, base=84.83, large=312.02)
 
 
 def on_meta(cls, *args, **kwargs) -> torch.nn.Module:
@@ -62,12 +84,18 @@ def read_table(name: str) -> dict[str, torch.Tensor]:
     return {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
 
 
+def num_values(state) -> int:
+    """Values of a state dict, without the indices that models compute."""
+    return sum(tensor.numel() for key, tensor in state.items() if not key.endswith('_index'))
+
+
 def shapes(state) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 def test_every_table_is_tested():
-    assert {path.stem for path in KEYS.glob('*.json')} == set(MODELS)
+    assert {path.stem for path in KEYS.glob('*.json')} == {*MODELS, *FAST_MODELS}
+    assert len(MODELS) + len(FAST_MODELS) == 39
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -80,6 +108,7 @@ def test_table_maps_onto_the_model(name):
     assert report.unexplained == []
     assert set(report.dropped) == {'relative_position_index'} & set(table)
     assert len(state) == len(table) - len(report.dropped)
+    assert num_values(state) == num_values(table)
 
     backbone = on_meta(HiViT, **backbone_kwargs)
     expected, found = shapes(backbone.state_dict()), shapes(under(state, 'backbone.'))
@@ -98,6 +127,33 @@ def test_table_maps_onto_the_model(name):
     assert {key.split('.')[0] for key in state} - known == parts
 
 
+@pytest.mark.parametrize('name', FAST_MODELS)
+def test_table_maps_onto_the_fast_model(name):
+    table = read_table(name)
+    state, report = remap(table)
+    assert report.layout == 'authors' and not report.unexplained
+    assert set(report.dropped) == {key for key in table if key.endswith('_index')}
+    assert num_values(state) == num_values(table)
+    backbone = on_meta(FastiTPN, **FAST_MODELS[name])
+    assert shapes(under(state, 'backbone.')) == shapes(backbone.state_dict())
+    norm = 'pre_norm' if name.endswith('default') else 'norm'
+    assert set(under(state, 'neck.')) == {f'{norm}.weight', f'{norm}.bias'}
+    assert set(under(state, 'head.')) == {'fc.weight', 'fc.bias'}
+    if name.endswith('default'):
+        millions = FAST_MILLIONS[FAST_MODELS[name]['arch']]
+        assert num_values(state) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize('name', [*MODELS, *FAST_MODELS])
+def test_table_becomes_itself_again(name):
+    table = read_table(name)
+    state, _ = remap(table)
+    again, report = remap(state, to='authors')
+    assert shapes(again) == shapes(table) and not report.unexplained
+    assert set(report.created) == {key for key in table if key.endswith('_index')}
+    assert shapes(remap(again)[0]) == shapes(state)
+
+
 @pytest.mark.parametrize('name', MODELS)
 def test_table_fits_its_model_only(name):
     """The large files are refused by a base model, with the argument to change; and vice versa."""
@@ -114,17 +170,34 @@ def test_table_fits_its_model_only(name):
     assert 'set backbone.arch to one with embed_dims=' in message
 
 
-@pytest.mark.parametrize(
-    'name', [n for n, info in INDEX.items() if 'kwargs' in info and 'embed_dim' in info['kwargs']]
-)
+WITH_WEIGHTS = [n for n, info in INDEX.items() if 'embed_dim' in info.get('kwargs', {})]
+
+
+@pytest.mark.parametrize('name', WITH_WEIGHTS)
 def test_fixture_is_explained(name):
     """Variants that no released file has: F equal to E, two levels, relative positions."""
     state = authors_state(name)
     new, report = remap(state)
     assert not report.unexplained
-    assert len(new) + len(report.dropped) == len(state) == len(report.renamed | report.dropped)
-    for old, key in report.renamed.items():
-        assert new[key] is state[old]
+    assert len(state) == len(report.renamed | report.dropped)
+    assert set(report.renamed.values()) == set(new)
+    assert num_values(new) == num_values(state)
+    if INDEX[name]['kind'] != 'fast_cls':  # names change there, and nothing else
+        for old, key in report.renamed.items():
+            assert new[key] is state[old]
+
+
+@pytest.mark.parametrize('name', WITH_WEIGHTS)
+def test_fixture_becomes_itself_again(name):
+    """Bit for bit, and with the indices of relative positions that the reference had computed."""
+    state = authors_state(name)
+    again, report = remap(remap(state)[0], to='authors')
+    assert not report.unexplained
+    if 'rect_cls_relpos' in name:  # a joint table does not tell the sides of its grid
+        state = {key: tensor for key, tensor in state.items() if not key.endswith('_index')}
+    assert again.keys() == state.keys()
+    for key, tensor in state.items():
+        assert torch.equal(again[key], tensor) and again[key].dtype == tensor.dtype, key
 
 
 def test_names_of_a_pixel_file():
@@ -167,6 +240,151 @@ def test_names_of_a_clip_file():
         'cls_pt_layers.1.attn.relative_position_bias_table': 'aux_head.blocks.1.attn.rel_pos.table',
     }
     assert expected.items() <= report.renamed.items()
+
+
+def test_names_of_a_fast_file():
+    table = read_table('fast_itpn_base_opt_cls_sharedrelpos')
+    _, report = remap(table)
+    at = 'backbone.stages.2.0'
+    expected = {
+        'pos_embed': 'backbone.pos_embed',
+        'cls_token': 'backbone.cls_token',
+        'blocks.0.mlp.ffn_ln.weight': 'backbone.stages.0.0.mlp.norm.weight',
+        'blocks.3.reduction.bias': 'backbone.merges.0.reduction.bias',
+        'blocks.8.attn.q_proj.weight': f'{at}.attn.qkv.weight',
+        'blocks.8.attn.k_proj.weight': f'{at}.attn.qkv.weight',
+        'blocks.8.attn.v_proj.weight': f'{at}.attn.qkv.weight',
+        'blocks.8.attn.q_bias': f'{at}.attn.qkv.q_bias',
+        'blocks.8.mlp.w1.bias': f'{at}.mlp.fc1.bias',
+        'blocks.8.mlp.w2.bias': f'{at}.mlp.fc1.bias',
+        'blocks.8.mlp.w3.weight': f'{at}.mlp.fc2.weight',
+        'blocks.8.gamma_1': f'{at}.ls1.gamma',
+        'rel_pos_bias.relative_position_bias_table': 'backbone.rel_pos.table',
+    }
+    assert expected.items() <= report.renamed.items()
+    assert 'rel_pos_bias.relative_position_index' in report.dropped
+
+
+def test_tensors_of_a_fast_file():
+    """What is joined, and the order within merges, by hand."""
+    state = authors_state('g05_fast_cls_meanpool')
+    new, _ = remap(state)
+    at = 'backbone.stages.2.0'
+    for ours, parts in (
+        ('attn.qkv.weight', ('attn.q_proj', 'attn.k_proj', 'attn.v_proj')),
+        ('mlp.fc1.weight', ('mlp.w1', 'mlp.w2')),
+    ):
+        rows = torch.cat([state[f'blocks.4.{part}.weight'] for part in parts])
+        assert torch.equal(new[f'{at}.{ours}'], rows)
+    conv, merge = state['blocks.1.reduction.weight'], new['backbone.merges.0.reduction.weight']
+    c = conv.shape[1]
+    for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        start = (2 * dx + dy) * c
+        assert torch.equal(merge[:, start : start + c], conv[:, :, dy, dx])
+
+
+def fast_pretraining(conv: bool) -> dict[str, torch.Tensor]:
+    """A Fast-iTPN of CLIP pre-training with the names that a published log lists."""
+    state = {
+        key: tensor
+        for key, tensor in authors_state('g03_fast_ls_meanpool').items()
+        if not key.startswith(('fc_norm', 'head'))
+    }
+    dim, width, target = 32, 16, 24
+    shapes = dict(norm=(dim,), lm_head=(target, dim), align_dim_16tofpn=(width, dim))
+    shapes |= dict(align_dim_16to8=(width, dim // 2), align_dim_8to4=(width, dim // 4))
+    for step, above in (('16to8', dim), ('8to4', width)):
+        shapes[f'split_{step}.norm'] = (above,)
+        shapes[f'split_{step}.reduction'] = (4 * width, above)
+    for block in ('block_16to8.0', 'block_8to4.0', *(f'fpn_modules.{i}' for i in range(3))):
+        shapes[f'{block}.norm2'] = (width,)
+        shapes |= {f'{block}.mlp.fc1': (4 * width, width), f'{block}.mlp.fc2': (width, 4 * width)}
+    for i, side in enumerate((1, 2, 4)):
+        shapes |= {
+            f'decoder_embed.{i}.0': (width,),
+            f'decoder_embed.{i}.1': (dim // side**2, width),
+        }
+    state['mask_token'] = torch.randn(1, 1, dim)
+    for name, shape in shapes.items():
+        in_pyramid = len(shape) == 2 and not name.startswith(('lm_head', 'decoder_embed'))
+        state[f'{name}.weight'] = torch.randn(*shape, *((1, 1) if conv and in_pyramid else ()))
+        state[f'{name}.bias'] = torch.randn(shape[0])
+    return state
+
+
+@pytest.mark.parametrize('conv', [False, True])
+def test_fast_pretraining_file(conv):
+    table = fast_pretraining(conv)
+    state, report = remap(table)
+    assert not report.unexplained and num_values(state) == num_values(table)
+    neck = TransformerPyramidNeck((8, 16, 32), 16, depth=1, bias=True)
+    neck.load_state_dict(under(state, 'neck.'), strict=True)
+    assert {key.split('.')[0] for key in state} == {
+        'backbone',
+        'neck',
+        'mask_token',
+        'decoder',
+        'head',
+    }
+    assert torch.equal(state['decoder.norm.bias'], table['norm.bias'])
+    again = remap(state, to='authors')[0]
+    assert again.keys() == table.keys()
+    for key, tensor in table.items():  # written with convolutions, whatever it was
+        assert torch.equal(again[key].flatten(), tensor.flatten())
+        assert again[key].shape == tensor.shape or not conv
+
+
+def test_a_wide_convolution_is_no_linear_layer():
+    state = fast_pretraining(conv=True)
+    state['align_dim_16to8.weight'] = torch.zeros(16, 16, 3, 3)
+    with pytest.raises(
+        ValueError, match=r'`neck\.laterals\.p8\.weight` cannot .* \(16, 16, 3, 3\)'
+    ):
+        remap(state)
+
+
+def test_missing_part_of_a_joined_tensor():
+    state = authors_state('g05_fast_cls_meanpool')
+    state.pop('blocks.4.attn.k_proj.weight')
+    with pytest.raises(ValueError, match=r'lacks `blocks\.4\.attn\.k_proj\.weight`, a part of'):
+        remap(state)
+
+
+def test_what_the_authors_have_not():
+    state = remap(authors_state())[0]
+    state |= {'teacher.steps': torch.zeros(1), 'mfm_head.projs.p4.bias': torch.zeros(1)}
+    new, report = remap(state, to='authors')
+    assert new.keys() == authors_state().keys() and not report.unexplained
+    assert set(report.dropped) == {'teacher.steps', 'mfm_head.projs.p4.bias'}
+    _, report = remap({**state, 'backbone.extra': torch.zeros(1)}, to='authors')
+    assert report.unexplained == ['backbone.extra']
+    with pytest.raises(ValueError, match=r'a\.pth: cannot become a file of the authors, .* 1 of'):
+        report.raise_if_unexplained('a.pth')
+
+
+def test_to_another_layout():
+    with pytest.raises(ValueError, match=r"`to` must be 'ours' or 'authors', but got 'timm'"):
+        remap({}, to='timm')
+
+
+def test_authors_to_authors_loses_its_wrapper():
+    state = authors_state('b1_pixel_cls_rpe')
+    again, report = remap({f'module.{key}': tensor for key, tensor in state.items()}, to='authors')
+    assert report.layout == 'authors' and again.keys() == state.keys()
+
+
+def test_parts_saved_alone_become_the_authors():
+    ours = remap(authors_state())[0]
+    for part in ('backbone.', 'neck.'):
+        found = remap(under(ours, part), to='authors')[0]
+        kept = {key: tensor for key, tensor in ours.items() if key.startswith(part)}
+        assert found.keys() == remap(kept, to='authors')[0].keys() < authors_state().keys()
+
+
+def test_heads_beside_the_backbone_become_the_authors():
+    state = {f'backbone.{key}': tensor for key, tensor in authors_state().items()}
+    state['roi_head.bbox_head.fc_cls.bias'] = torch.zeros(1)
+    assert remap(remap(state)[0], to='authors')[0].keys() == state.keys()
 
 
 def test_names_of_downstream_files():
