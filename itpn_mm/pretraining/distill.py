@@ -67,12 +67,13 @@ class iTPNDistill(BaseSelfSupervisor):
         """The head, with the stochastic depth of the blocks beside it."""
         blocks = self.backbone.stages[2]
         tap, num_blocks = aux_head.get('tap', 0.75), aux_head.get('num_blocks', 2)
-        beside = blocks[int(tap * len(blocks)) :][:num_blocks]
+        start = int(tap * len(blocks))
+        beside = blocks[start:][:num_blocks]
         if len(beside) < num_blocks:
             raise ValueError(
-                f'`aux_head` has {num_blocks} blocks beside stage 3 from a share {tap} of its '
-                f'depth, which takes a depth of at least {num_blocks / (1 - tap):.0f}, but the '
-                f'backbone has {len(blocks)}: set aux_head=None or use a deeper backbone'
+                f'`aux_head` reads stage 3 after block {start} and has {num_blocks} blocks beside '
+                f'those from there on, but the backbone has {len(blocks)} blocks: take a smaller '
+                '`aux_head.tap` or a deeper backbone, or set aux_head=None'
             )
         rates = [block.drop_path.rate for block in beside]
         return MODELS.build(aux_head, default_args=dict(drop_path_rates=rates))

@@ -421,7 +421,8 @@ def test_stages_are_channels_last_without_a_copy():
     [
         (
             'huge',
-            r"`arch` must be a dict or one of \['base', 'giant', 'large', 'small', 'tiny'\], but got 'huge'",
+            r"`arch` must be a dict or one of \['base', 'giant', 'large', 'small', 'tiny'\], but "
+            r"got 'huge'",
         ),
         (dict(TINY, mlp_ratio=3), r'`arch` must be a name or a dict with exactly the keys'),
         (dict(embed_dims=16), r'`arch` must be a name or a dict with exactly the keys'),
