@@ -64,6 +64,7 @@ PARTS = (
             'CLIPDistillHead',
             'AuxiliaryHead',
             'EMATeacher',
+            'CLIPTeacher',
         ),
     ),
     Part('detection', None, ('mmcv', 'mmdet')),

@@ -1,5 +1,6 @@
 """Integral pre-training, masked image and feature modelling. Needs mmpretrain."""
 
+from .clip_teacher import CLIPTeacher
 from .decoder import LevelSum, MIMDecoder
 from .distill import iTPNDistill
 from .distill_heads import AuxiliaryHead, CLIPDistillHead
@@ -11,6 +12,7 @@ from .teachers import EMATeacher
 __all__ = [
     'AuxiliaryHead',
     'CLIPDistillHead',
+    'CLIPTeacher',
     'EMATeacher',
     'LevelSum',
     'MFMHead',
