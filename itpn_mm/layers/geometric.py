@@ -15,8 +15,21 @@ DECOUPLED_RATIO = 1.0903078
 _RATIOS = (1.01, 1.5)
 
 
-@cache
-def find_ratio(src: int, dst: int) -> float:
+def resize_matrix(src: int, dst: int, ratio: float | None = None) -> Tensor:
+    """Matrix (dst, src) from a table of ``src`` differences to one of ``dst``; both are odd.
+
+    Args:
+        src: Number of differences in the table.
+        dst: Number of differences wanted.
+        ratio: Ratio q of the progression. The spline goes on beyond the last difference of the
+            table. ``None``: q is chosen so that it reaches as far as the wanted table, and what
+            little is beyond has the value of the last.
+    """
+    clamp = ratio is None
+    return _spline_matrix(src, dst, _find_ratio(src, dst) if clamp else ratio, clamp)
+
+
+def _find_ratio(src: int, dst: int) -> float:
     """Ratio q in [1.01, 1.5] at which ``src`` differences reach as far as ``dst`` whole ones."""
     low, high = _RATIOS
     q = low
@@ -28,15 +41,7 @@ def find_ratio(src: int, dst: int) -> float:
 
 
 @cache
-def spline_matrix(src: int, dst: int, ratio: float, clamp: bool = False) -> Tensor:
-    """Matrix (dst, src) from values at ``src`` differences in progression to ``dst`` whole ones.
-
-    Args:
-        src: Number of differences in the table, odd.
-        dst: Number of differences wanted, odd.
-        ratio: Ratio q of the progression.
-        clamp: Whether differences beyond the last one have its value; else the spline goes on.
-    """
+def _spline_matrix(src: int, dst: int, ratio: float, clamp: bool) -> Tensor:
     from scipy.interpolate import CubicSpline  # only this needs SciPy
 
     steps = torch.tensor([ratio**i for i in range(src // 2)], dtype=torch.float64).cumsum(0)
@@ -46,3 +51,7 @@ def spline_matrix(src: int, dst: int, ratio: float, clamp: bool = False) -> Tens
         wanted = wanted.clip(known[0], known[-1])
     spline = CubicSpline(known, torch.eye(src, dtype=torch.float64).numpy())
     return torch.from_numpy(spline(wanted))
+
+
+# For torch.compile a matrix is a constant; it need not look into SciPy.
+torch.compiler.assume_constant_result(resize_matrix)

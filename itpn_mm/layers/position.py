@@ -3,13 +3,11 @@
 Letters: h, w the grid of patches, L = h * w, V kept tokens, D channels. Height comes before width.
 """
 
-from functools import cached_property
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .geometric import DECOUPLED_RATIO, find_ratio, spline_matrix
+from .geometric import DECOUPLED_RATIO, resize_matrix
 
 # Rows that a table holds beyond the patches' when there is a class token: the bias from it to the
 # patches, from the patches to it, and to itself.
@@ -32,13 +30,14 @@ class TokenGrid:
     ):
         self.height, self.width, self.keep = height, width, keep
         self.device = device if keep is None else keep.device
+        self._relative_index: Tensor | None = None
 
-    @cached_property
+    @property
     def rows(self) -> Tensor:
         """Row of each token: (1, L) or (B, V)."""
         return self._ids // self.width
 
-    @cached_property
+    @property
     def cols(self) -> Tensor:
         """Column of each token: (1, L) or (B, V)."""
         return self._ids % self.width
@@ -49,12 +48,15 @@ class TokenGrid:
             return self.keep
         return torch.arange(self.height * self.width, device=self.device).unsqueeze(0)
 
-    @cached_property
+    @property
     def relative_index(self) -> Tensor:
         """Row of the joint table for each (query, key): (1, L, L) or (B, V, V)."""
-        dy = self.rows.unsqueeze(2) - self.rows.unsqueeze(1) + self.height - 1
-        dx = self.cols.unsqueeze(2) - self.cols.unsqueeze(1) + self.width - 1
-        return dy * (2 * self.width - 1) + dx
+        if self._relative_index is None:  # `cached_property` would break torch.compile
+            rows, cols = self.rows, self.cols
+            dy = rows.unsqueeze(2) - rows.unsqueeze(1) + self.height - 1
+            dx = cols.unsqueeze(2) - cols.unsqueeze(1) + self.width - 1
+            self._relative_index = dy * (2 * self.width - 1) + dx
+        return self._relative_index
 
 
 def sincos_pos_embed(grid: tuple[int, int], dim: int) -> Tensor:
@@ -144,10 +146,7 @@ def resize_rel_pos_table(
         x = _interpolate(x.unsqueeze(0), 'bicubic', size=dst)[0]
     else:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        down, across = (
-            spline_matrix(a, b, find_ratio(a, b), clamp=True).to(wide)
-            for a, b in zip(src, dst, strict=True)
-        )
+        down, across = (resize_matrix(a, b).to(wide) for a, b in zip(src, dst, strict=True))
         x = (down @ wide @ across.t()).to(x.dtype)
     return torch.cat([x.flatten(1).t(), extra])
 
@@ -168,7 +167,7 @@ def resize_decoupled_table(table: Tensor, size: int, num_extra: int = 0) -> Tens
     body, extra = table.split([table.shape[0] - num_extra, num_extra])
     if body.shape[0] == 2 * size - 1:
         return table
-    matrix = spline_matrix(body.shape[0], 2 * size - 1, DECOUPLED_RATIO)
+    matrix = resize_matrix(body.shape[0], 2 * size - 1, DECOUPLED_RATIO)
     wide = body.to(torch.promote_types(body.dtype, torch.float32))
     return torch.cat([(matrix.to(wide) @ wide).to(body.dtype), extra])
 

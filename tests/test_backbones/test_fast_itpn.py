@@ -154,6 +154,16 @@ def test_autocast_in_bfloat16():
         assert F.cosine_similarity(x.flatten(), y.float().flatten(), 0) > 0.999
 
 
+@pytest.mark.parametrize('options', VARIANTS[:4], ids=str)
+def test_one_graph_for_the_compiler(options):
+    """Traced as a whole, without a break; without a backend that compiles."""
+    model, image = build(**options).eval(), torch.randn(1, 3, 48, 64)
+    with torch.no_grad():
+        traced = torch.compile(model, backend='eager', fullgraph=True)(image)
+        for x, y in zip(traced, model(image)):
+            torch.testing.assert_close(x, y)
+
+
 def test_deepcopy():
     model, image = build(cls_token=True, rel_pos_bias='decoupled').eval(), torch.randn(1, 3, 32, 32)
     for x, y in zip(model(image), copy.deepcopy(model)(image)):
