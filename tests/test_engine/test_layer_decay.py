@@ -47,12 +47,25 @@ def settings(model: nn.Module, **cfg) -> dict[str, tuple[int, float, float]]:
 
 
 def golden_table(name: str) -> tuple[dict, dict[str, tuple[int, float, float]]]:
-    """An authors' table: its settings, and its rows by our names."""
+    """An authors' table: its settings, and its rows by our names.
+
+    Where several parameters of the authors are one of ours, their rows are equal.
+    """
     table = json.loads((GOLDEN / f'{name}.json').read_text())
     assert table['columns'] == ['layer_id', 'lr_scale', 'weight_decay']
-    rows, report = remap({key: torch.empty(0) for key in table['params']})
-    assert len(rows) == len(table['params']) and not report.unexplained
-    return table, {report.renamed[key]: tuple(row) for key, row in table['params'].items()}
+    # The merges of Fast-iTPN are convolutions, by which its files are known.
+    merge = torch.empty((1, 1, 2, 2) if 'fast' in name else 0)
+    _, report = remap(
+        {
+            key: merge if key.endswith('reduction.weight') else torch.empty(0)
+            for key in table['params']
+        }
+    )
+    assert report.renamed.keys() == table['params'].keys() and not report.unexplained
+    rows: dict[str, tuple[int, float, float]] = {}
+    for key, row in table['params'].items():
+        assert rows.setdefault(report.renamed[key], tuple(row)) == tuple(row)
+    return table, rows
 
 
 def expected_settings(
@@ -100,6 +113,15 @@ def test_golden_finetuning_of_base(table_name, options):
     assert_same(settings(model, layer_decay_rate=rate, reference_depth=13), rows)
     assert table['effective_decay'] == pytest.approx(rate ** (13 / 31), rel=1e-12)
     assert_same(settings(model, layer_decay_rate=table['effective_decay']), rows)
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'base'])
+def test_golden_finetuning_of_fast_itpn(arch):
+    """Merges are layers too."""
+    table, rows = golden_table(f'h_fast_{arch}')
+    model = models.classifier(models.fast_backbone_cfg(arch))
+    found = settings(model, layer_decay_rate=table['layer_decay_rate'], unit='layer')
+    assert_same(found, rows)
 
 
 def test_position_tables_of_fast_itpn_differ_from_the_release():
