@@ -46,7 +46,9 @@ def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
     if optim_wrapper.type == 'AmpOptimWrapper':  # asks for an accelerator
         optim_wrapper.type = 'OptimWrapper'
         optim_wrapper.pop('loss_scale')
-    if 'itpn-pixel_hivit' in name and not name.startswith('mask-rcnn'):
+    if cfg.model['type'] == 'ImageClassifier':
+        _use_classes(cfg, work_dir)
+    elif 'itpn-pixel_hivit' in name and not name.startswith('mask-rcnn'):
         _use_photographs(cfg, work_dir)
     else:
         _use_instances(cfg, work_dir, COCO_DIVISOR if name.endswith('_coco') else 1)
@@ -151,6 +153,33 @@ def _use_photographs(cfg: Config, work_dir: Path) -> None:
         if step.type == 'RandomResizedCrop':
             step.scale = SIDE
     _set_loader(cfg.train_dataloader, 2)
+
+
+def _use_classes(cfg: Config, work_dir: Path) -> None:
+    """Two classes of two pictures each for training, and for validation where there is one."""
+    root, names = work_dir / 'classes', ['class0', 'class1']
+    for key, split in (('train_dataloader', 'train'), ('val_dataloader', 'val')):
+        for i in range(4):
+            path = root / split / names[i % 2] / f'{i}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_picture(96, 80, seed=i).save(path)
+        if cfg[key] is None:
+            continue
+        dataset = cfg[key].dataset
+        dataset.update(data_root=str(root), metainfo=dict(classes=names))
+        _scale_to_side(dataset.pipeline)
+        _set_loader(cfg[key], 4)
+    cfg.test_dataloader = cfg.val_dataloader
+
+
+def _scale_to_side(pipeline: list[dict]) -> None:
+    """Scale the sizes of a classification pipeline so that pictures come out with `SIDE`."""
+    for before, step in zip([{}, *pipeline], pipeline):
+        if step['type'] == 'RandomResizedCrop':
+            step['scale'] = SIDE
+        if step['type'] == 'CenterCrop':
+            before['scale'] = before['scale'] * SIDE // step['crop_size']
+            step['crop_size'] = SIDE
 
 
 def _use_instances(cfg: Config, work_dir: Path, divisor: int) -> None:

@@ -1,0 +1,13 @@
+# The stock pipelines at 384 pixels. From this size on pictures are tested without a border around
+# the crop.
+_base_ = 'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py'
+
+train_pipeline = _base_.train_pipeline
+test_pipeline = _base_.test_pipeline
+train_pipeline[1].update(scale=384)
+test_pipeline[1].update(scale=384)
+test_pipeline[2].update(crop_size=384)
+
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

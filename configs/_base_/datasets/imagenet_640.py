@@ -1,0 +1,11 @@
+_base_ = './imagenet_384.py'
+
+train_pipeline = _base_.train_pipeline
+test_pipeline = _base_.test_pipeline
+train_pipeline[1].update(scale=640)
+test_pipeline[1].update(scale=640)
+test_pipeline[2].update(crop_size=640)
+
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

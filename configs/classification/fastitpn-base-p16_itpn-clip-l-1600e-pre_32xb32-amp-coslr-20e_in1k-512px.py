@@ -1,0 +1,11 @@
+_base_ = [
+    '../_base_/models/fastitpn_classifier.py',
+    '../_base_/datasets/imagenet_512.py',
+    '../_base_/schedules/fastitpn_finetune_20e.py',
+]
+
+pretrained = 'work_dirs/itpn-clip-l_fastitpn-base-p16_8xb256-amp-coslr-1600e_in1k/epoch_1600.pth'
+model = dict(
+    backbone=dict(img_size=512, init_cfg=dict(checkpoint=pretrained)),
+)
+train_dataloader = dict(batch_size=32)
