@@ -67,6 +67,7 @@ setup(
         'openmmlab': read_requirements('openmmlab.txt', 'openmmlab-mm.txt'),
         'demo': read_requirements('demo.txt'),
         'dev': read_requirements('dev.txt'),
+        'teachers': read_requirements('teachers.txt'),
     },
     zip_safe=False,
 )

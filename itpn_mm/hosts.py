@@ -65,6 +65,8 @@ PARTS = (
             'AuxiliaryHead',
             'EMATeacher',
             'CLIPTeacher',
+            'FeatureTeacher',
+            'CachedTeacher',
         ),
     ),
     Part('detection', None, ('mmcv', 'mmdet')),

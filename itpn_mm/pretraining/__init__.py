@@ -1,9 +1,11 @@
 """Integral pre-training, masked image and feature modelling. Needs mmpretrain."""
 
+from .cached_teacher import CachedTeacher
 from .clip_teacher import CLIPTeacher
 from .decoder import LevelSum, MIMDecoder
 from .distill import iTPNDistill
 from .distill_heads import AuxiliaryHead, CLIPDistillHead
+from .feature_teacher import FeatureTeacher
 from .heads import MFMHead, PixelReconstructionHead
 from .itpn import iTPN
 from .masking import PatchMask, RandomMasking
@@ -13,7 +15,9 @@ __all__ = [
     'AuxiliaryHead',
     'CLIPDistillHead',
     'CLIPTeacher',
+    'CachedTeacher',
     'EMATeacher',
+    'FeatureTeacher',
     'LevelSum',
     'MFMHead',
     'MIMDecoder',

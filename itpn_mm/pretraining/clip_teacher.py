@@ -44,9 +44,9 @@ class CLIPTeacher(FrozenTeacher):
         checkpoint: OpenAI's file (TorchScript archive or state dict; any file with these names), or
             a folder of `transformers` (config.json and model.safetensors or pytorch_model.bin).
             Nothing in it is run, and `transformers` is not needed.
-        img_size: Side of the teacher's images. The grid must be that of the student: 224 for patches
-            of 16 and 196 for patches of 14 beside a student of 224, 224 for patches of 14 beside a
-            student of 256.
+        img_size: Side of the teacher's images. The grid must be that of the student: 224 for
+            patches of 16 and 196 for patches of 14 beside a student of 224, 224 for patches of 14
+            beside a student of 256.
         activation: ``'quick_gelu'`` or ``'gelu'``; ``None`` for what the folder's config says, and
             ``'quick_gelu'``, OpenAI's, for a file. Files of this layout by others, such as
             OpenCLIP's trained on LAION, need ``'gelu'``.

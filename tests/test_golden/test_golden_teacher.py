@@ -1,4 +1,4 @@
-"""The CLIP teacher against the released one, and its accidental range of inputs by configuration."""
+"""The CLIP teacher against the released one; its accidental range of inputs is a configuration."""
 
 import pytest
 import torch

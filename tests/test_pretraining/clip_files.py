@@ -1,4 +1,4 @@
-"""CLIP files made here: random weights of a small image tower in the layouts of the released ones."""
+"""CLIP files made here: a small image tower in the layouts of the released ones."""
 
 import json
 from pathlib import Path

@@ -153,7 +153,7 @@ def test_sizes_that_do_not_fit(file):
         CLIPTeacher(file, img_size=64)(images(80))
     with pytest.raises(ValueError, match='must be a whole number'):
         CLIPTeacher(file, img_size='64')
-    with pytest.raises(ValueError, match="`activation` of CLIPTeacher must be one of .*'relu'"):
+    with pytest.raises(ValueError, match=r"`activation` of CLIPTeacher must be one of .*'relu'"):
         CLIPTeacher(file, activation='relu')
 
 
@@ -185,7 +185,7 @@ def test_folders_that_are_no_clip_tower(tmp_path):
     with pytest.raises(ValueError, match="its activation 'relu' is none of"):
         CLIPTeacher(str(tmp_path / 'clip'))
     (tmp_path / 'clip' / 'config.json').write_text('{"vision_config": {}}')
-    with pytest.raises(ValueError, match='not the config of a CLIP model .*num_attention_heads'):
+    with pytest.raises(ValueError, match=r'not the config of a CLIP model .*num_attention_heads'):
         CLIPTeacher(str(tmp_path / 'clip'))
 
 
@@ -240,6 +240,7 @@ def pickled(*calls):
         (b'\x80\x02}q\x00', 'damaged or no TorchScript archive'),
         (None, 'damaged or no TorchScript archive'),
     ],
+    ids=['call', 'class', 'empty', 'cut off', 'missing'],
 )
 def test_archives_that_are_refused(archive, data, message):
     rewrite(archive, {'data.pkl': data})
@@ -251,7 +252,7 @@ def test_archives_that_are_refused(archive, data, message):
 
 def test_tensors_stay_within_their_storage(archive):
     rewrite(archive, {'data/0': b'\0' * 8})
-    with pytest.raises(ValueError, match='damaged .* out of bounds'):
+    with pytest.raises(ValueError, match=r'damaged .* out of bounds'):
         read_torchscript(archive)
 
 
