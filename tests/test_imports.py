@@ -29,7 +29,7 @@ ARROWS = {
     'engine': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
     'pretraining': (
         {'layers', 'checkpoint', 'backbones', 'necks', 'engine', 'registry'},
-        {'torch', 'mmengine', 'mmpretrain'},
+        {'torch', 'mmengine', 'mmpretrain', 'safetensors'},
     ),
 }
 # In front of a script: the other OpenMMLab packages cannot be imported, in two ways.

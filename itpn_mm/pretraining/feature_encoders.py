@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -96,7 +95,6 @@ class OnnxEncoder(nn.Module):
 
     def __init__(self, file: Path, img_size: int, output: str | None = None) -> None:
         super().__init__()
-        require('onnxruntime', 'an ONNX file as `source` of FeatureTeacher')
         self._model, self._session = file.read_bytes(), None
         outputs = [found.name for found in self._open(file).get_outputs()]
         if output is not None and output not in outputs:
@@ -112,8 +110,7 @@ class OnnxEncoder(nn.Module):
     def _open(self, source: object = 'the ONNX graph') -> Any:
         """The session; it is made when it is needed, also after a copy."""
         if self._session is None:
-            import onnxruntime
-
+            onnxruntime = require('onnxruntime', 'an ONNX file as `source` of FeatureTeacher')
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             options.log_severity_level = 3
@@ -147,16 +144,17 @@ class OnnxEncoder(nn.Module):
         if isinstance(batch, int) and batch != 1:
             raise ValueError(f'{file}: takes {batch} images at a time; any number, or 1, is needed')
         self._single = batch == 1
-        self._dtype = np.float16 if inputs[0].type == 'tensor(float16)' else np.float32
+        self._dtype = torch.float16 if inputs[0].type == 'tensor(float16)' else torch.float32
         return inputs[0].name
 
     def forward(self, images: Tensor) -> Tensor:
         """Tokens (B, N, C) of images (B, 3, S, S)."""
-        array = images.detach().float().cpu().numpy().astype(self._dtype)
-        parts = np.split(array, len(array)) if self._single else [array]
-        session = self._open()
-        found = [session.run([self.output], {self.input: part})[0] for part in parts]
-        return as_tokens(torch.from_numpy(np.concatenate(found))).to(images.device)
+        views = images.detach().to('cpu', self._dtype)
+        session, found = self._open(), []
+        for part in views.split(1) if self._single else [views]:
+            [features] = session.run([self.output], {self.input: part.numpy()})
+            found.append(torch.from_numpy(features))
+        return as_tokens(torch.cat(found)).to(images.device)
 
 
 def _expose(file: Path, output: str) -> bytes:
