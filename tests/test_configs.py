@@ -1,7 +1,6 @@
 """Every shipped config: its name says what it holds, and it trains a step at reduced width."""
 
 import copy
-import functools
 import os
 import re
 import subprocess
@@ -17,7 +16,7 @@ from mmengine.config import Config
 from itpn_mm.backbones import HiViT
 from itpn_mm.engine import check_config
 
-from .tiny_configs import ROOT, shrink, train
+from .tiny_configs import ROOT, parse, shrink, train
 
 PATHS = {
     path.stem: path
@@ -43,11 +42,6 @@ DATA_ROOTS = {
     'coco': 'data/coco/',
     'nuclei': 'data/demo/nuclei/',
 }
-
-
-@functools.cache
-def parse(path: Path) -> Config:
-    return Config.fromfile(path)
 
 
 def read(name: str) -> Config:

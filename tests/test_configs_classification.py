@@ -16,7 +16,7 @@ from torch import nn
 
 from itpn_mm.registry import MODELS
 
-from .tiny_configs import ROOT, shrink, train
+from .tiny_configs import ROOT, parse, shrink, train
 
 pytest.importorskip('mmpretrain')
 
@@ -144,13 +144,8 @@ def row_of(name: str) -> Row:
     return ROWS[said['model'], said['pretraining'], said['target']]
 
 
-@functools.cache
-def parse(name: str) -> Config:
-    return Config.fromfile(PATHS[name])
-
-
 def read(name: str) -> Config:
-    return copy.deepcopy(parse(name))
+    return copy.deepcopy(parse(PATHS[name]))
 
 
 def build(model: dict) -> nn.Module:
@@ -220,7 +215,7 @@ def test_starts_from_what_its_name_says(name):
         source = ROOT / 'configs' / 'pretraining' / f'{stem}.py'
         if not source.is_file():
             pytest.skip(f'{source.name} is not there')
-        source_cfg = Config.fromfile(source)
+        source_cfg = parse(source)
     assert file == f'epoch_{source_cfg.train_cfg.max_epochs}.pth'
     assert source_cfg.model.backbone.type == cfg.model.backbone.type
     assert source_cfg.model.backbone.arch == cfg.model.backbone.arch

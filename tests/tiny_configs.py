@@ -3,6 +3,7 @@
 Widths are divided and never set, so that parts which do not fit each other still do not.
 """
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,12 @@ SIDE = 64  # of pre-training images
 # The demo's decoder of 192 has to stay a multiple of 16.
 DEMO_DIVISOR, DIVISOR = 4, 16
 COCO_DIVISOR = 8  # of the sizes in the pipelines
+
+
+@functools.cache
+def parse(path: Path) -> Config:
+    """A config; to be copied before it is changed. Reading the hosts' bases takes a second."""
+    return Config.fromfile(path)
 
 
 def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
@@ -166,7 +173,8 @@ def _use_classes(cfg: Config, work_dir: Path) -> None:
         if cfg[key] is None:
             continue
         dataset = cfg[key].dataset
-        dataset.update(data_root=str(root), metainfo=dict(classes=names))
+        # Serialising them collects all garbage of the process, which takes longer than the rest.
+        dataset.update(data_root=str(root), metainfo=dict(classes=names), serialize_data=False)
         _scale_to_side(dataset.pipeline)
         _set_loader(cfg[key], 4)
     cfg.test_dataloader = cfg.val_dataloader
