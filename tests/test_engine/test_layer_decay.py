@@ -307,6 +307,14 @@ def test_decay_multiples(option, names):
     assert {found[name][2] for name in names} == {DECAY / 2}
 
 
+def test_biases_of_queries_and_values_are_biases():
+    model = models.classifier(models.fast_backbone_cfg('tiny'))
+    found = settings(model, layer_decay_rate=0.9, bias_decay_mult=0.5)
+    for name in ('q_bias', 'v_bias'):
+        assert found[f'backbone.stages.2.0.attn.qkv.{name}'][2] == DECAY / 2
+    assert found['backbone.stages.2.0.ls1.gamma'][2] == 0.0
+
+
 def test_frozen_parameters_are_left_out():
     model = models.classifier(models.backbone_cfg('tiny', frozen_stages=1))
     frozen = {name for name, param in model.named_parameters() if not param.requires_grad}

@@ -197,6 +197,14 @@ def test_classifier_head():
     )
 
 
+def test_classifier_neck():
+    neck = dict(type='itpn_mm.GlobalAveragePoolNorm', in_channels=8)
+    fails(
+        models.classifier(BACKBONE, neck=neck),
+        r'`neck\.in_channels` is 8, but backbone HiViT gives maps of 16 \(channels, last\)',
+    )
+
+
 def test_single_stage_mask_head_is_not_compared():
     """The one of CondInst takes the output of a branch of its own."""
     model = detector()
