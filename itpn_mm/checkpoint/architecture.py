@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from itpn_mm.layers.position import NUM_CLS_ROWS
+
 State = Mapping[str, Tensor]
 
 
@@ -38,25 +40,32 @@ def take_prefix(state: State, prefix: str) -> dict[str, Tensor]:
 
 
 def inspect_backbone(state: State) -> dict[str, Any]:
-    """Arguments of a HiViT from its state dict; empty if it is not one.
+    """Arguments of a HiViT or FastiTPN from its state dict; empty if it is neither.
 
     Returns:
-        ``embed_dims``, ``depths``, ``in_channels``, ``patch_size``, ``stem_mlp_ratio``,
-        ``mlp_ratio``, ``qkv_bias``, ``patch_norm``, ``use_abs_pos_emb``, ``layer_scale`` (bool),
-        ``rel_pos_bias``, ``rel_pos_shape`` (of a table), ``num_heads`` (``None`` where no relative
-        position tells) and ``grid`` (of the positions; ``None`` if there are none, or no square).
+        ``type``, ``embed_dims``, ``depths``, ``in_channels``, ``patch_size``, ``stem_mlp_ratio``,
+        ``mlp_ratio``, ``qkv_bias``, ``patch_norm``, ``use_abs_pos_emb``, ``cls_token``,
+        ``sub_norm``, ``swiglu``, ``layer_scale`` (bool), ``rel_pos_bias``, ``rel_pos_shape`` (of a
+        table), ``num_heads`` (``None`` where no relative position tells) and ``grid`` (of the
+        positions; ``None`` if there are none, or no square).
     """
     stages = [_count(state, rf'stages\.{i}') for i in range(3)]
     proj = state.get('patch_embed.proj.weight')
     if proj is None or not all(stages):
         return {}
+    fast = 'merges.0.reduction.bias' in state
     embed_dims = 4 * proj.shape[0]
     kind, table = _relative_position(state)
     num_heads = None
     if kind is not None:
         num_heads = embed_dims // table.shape[1] if kind == 'decomposed' else table.shape[1]
     pos = state.get('pos_embed')
+    cls_token = _has_cls(state, pos)
+    block = 'stages.2.0'
+    fc1, fc2 = (state.get(f'{block}.mlp.{fc}.weight') for fc in ('fc1', 'fc2'))
+    known = fc1 is not None and fc2 is not None
     return dict(
+        type='FastiTPN' if fast else 'HiViT',
         embed_dims=embed_dims,
         depths=tuple(stages),
         num_heads=num_heads,
@@ -65,10 +74,13 @@ def inspect_backbone(state: State) -> dict[str, Any]:
         patch_norm='patch_embed.norm.weight' in state,
         stem_mlp_ratio=_mlp_ratio(state, r'stages\.[01]\.0'),
         mlp_ratio=_mlp_ratio(state, r'stages\.2\.0'),
-        qkv_bias='stages.2.0.attn.qkv.bias' in state,
+        sub_norm=f'{block}.mlp.norm.weight' in state,
+        swiglu=fc1.shape[0] == 2 * fc2.shape[1] if known else None,
+        qkv_bias=f'{block}.attn.qkv.{"q_bias" if fast else "bias"}' in state,
         use_abs_pos_emb=pos is not None,
-        grid=_grid(kind, table, pos),
-        layer_scale='stages.2.0.ls2.gamma' in state,
+        cls_token=cls_token,
+        grid=_grid(kind, table, pos, cls_token),
+        layer_scale=f'{block}.ls2.gamma' in state,
         rel_pos_bias=kind,
         rel_pos_shape=None if kind is None else tuple(table.shape),
     )
@@ -126,19 +138,30 @@ def _count(state: State, parent: str) -> int:
 def _mlp_ratio(state: State, block: str) -> float | None:
     """Ratio of hidden to outer width in the first block whose name matches."""
     for name, tensor in state.items():
-        if re.fullmatch(rf'{block}\.mlp\.fc1\.weight', name):
-            return tensor.shape[0] / tensor.shape[1]
+        # not fc1, which is twice as wide in SwiGLU
+        if re.fullmatch(rf'{block}\.mlp\.fc2\.weight', name):
+            return tensor.shape[1] / tensor.shape[0]
     return None
 
 
-def _grid(kind: str | None, table: Tensor | None, pos: Tensor | None) -> tuple[int, int] | None:
+def _has_cls(state: State, pos: Tensor | None) -> bool:
+    """Whether there is a class token; a file may have lost it and kept its position."""
+    if 'cls_token' in state or pos is None:
+        return 'cls_token' in state
+    return square_grid(pos.shape[1]) is None and square_grid(pos.shape[1] - 1) is not None
+
+
+def _grid(
+    kind: str | None, table: Tensor | None, pos: Tensor | None, cls_token: bool
+) -> tuple[int, int] | None:
     """Grid of the relative position, which the authors adapt to the image size, else of ``pos``."""
-    if kind == 'decomposed':
-        return ((table.shape[0] + 1) // 2,) * 2
-    if kind is not None:
-        square = square_grid(table.shape[0])  # 2 n - 1 differences in either direction
+    if kind is None:
+        return None if pos is None else square_grid(pos.shape[1] - cls_token)
+    differences = table.shape[0] - (NUM_CLS_ROWS if cls_token else 0)
+    if kind in ('block', 'shared'):
+        square = square_grid(differences)  # 2 n - 1 differences in either direction
         return None if square is None else ((square[0] + 1) // 2,) * 2
-    return None if pos is None else square_grid(pos.shape[1])
+    return ((differences + 1) // 2,) * 2
 
 
 def _relative_position(state: State) -> tuple[str | None, Tensor | None]:
@@ -148,6 +171,7 @@ def _relative_position(state: State) -> tuple[str | None, Tensor | None]:
         ('block', f'{at_block}table'),
         ('shared', 'rel_pos.table'),
         ('decomposed', f'{at_block}table_h'),
+        ('decoupled', 'rel_pos.table_h'),
     ):
         if name in state:
             return kind, state[name]
@@ -166,6 +190,9 @@ _SAME_ARGUMENTS = {
         'mlp_ratio',
         'qkv_bias',
         'use_abs_pos_emb',
+        'sub_norm',
+        'swiglu',
+        'cls_token',
     ),
     'neck': ('in_channels', 'out_channels', 'depth', 'mlp_ratio', 'bias'),
 }
@@ -191,6 +218,11 @@ def explain_mismatch(part: str, checkpoint: State, model: State, model_name: str
     found, built = (_READERS[part](state) for state in (checkpoint, model))
     if not found or not built:
         return None
+    if found.get('type') != built.get('type'):
+        return (
+            f'is of a {found["type"]} but the model has a {model_name}: '
+            f"set {part}.type='itpn_mm.{found['type']}'"
+        )
     has, given, remedy = [], [], []
 
     def compare(name: str) -> bool:
@@ -233,47 +265,3 @@ def _common(a: Any, b: Any) -> tuple[Any, Any]:
 def flatten(values: list[int]) -> int | tuple[int, ...]:
     """One number if all are equal, else a tuple of them."""
     return values[0] if len(set(values)) == 1 else tuple(values)
-
-
-def config_lines(architecture: Mapping[str, Any], checkpoint: object) -> str:
-    """Lines of a config that build the backbone and the pyramid of a checkpoint and load it.
-
-    Args:
-        architecture: What :func:`inspect` returned.
-        checkpoint: Path of the file.
-    """
-    init_cfg = f'init_cfg=dict(type="Pretrained", checkpoint="{checkpoint}")'.replace('"', "'")
-    lines = []
-    if (backbone := architecture['backbone']) is not None:
-        num_heads = backbone['num_heads'] or max(
-            backbone['embed_dims'] // 64, 1
-        )  # 64 channels a head, as released
-        arch = dict(
-            embed_dims=backbone['embed_dims'], depths=backbone['depths'], num_heads=num_heads
-        )
-        values = {'arch': arch}
-        if backbone['grid'] is not None:
-            values['img_size'] = backbone['grid'][0] * backbone['patch_size']
-        names = (*_SAME_ARGUMENTS['backbone'], 'rel_pos_bias')
-        values |= {name: backbone[name] for name in names}
-        values['layer_scale_init_value'] = 0.1 if backbone['layer_scale'] else None
-        lines.append(_call('backbone', 'itpn_mm.HiViT', values, init_cfg))
-    if (neck := architecture['neck']) is not None:
-        values = {name: neck[name] for name in ('out_channels', 'mlp_ratio', 'bias')}
-        values |= {
-            'in_channels': tuple(neck['in_channels'].values()),
-            'in_strides': tuple(neck['in_channels']),
-        }
-        if neck['depth']:
-            values['depth'] = flatten(list(neck['depth'].values()))
-        lines.append(_call('neck', 'itpn_mm.TransformerPyramidNeck', values, init_cfg))
-    return '\n'.join(lines)
-
-
-def _call(name: str, type_name: str, values: Mapping[str, Any], init_cfg: str) -> str:
-    arguments = [
-        f"type='{type_name}'",
-        *(f'{key}={value!r}' for key, value in values.items()),
-        init_cfg,
-    ]
-    return f'{name}=dict(\n' + ''.join(f'    {argument},\n' for argument in arguments) + '),'

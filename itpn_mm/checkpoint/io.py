@@ -5,6 +5,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch import Tensor
 from .remap import shorten
 
 # Where training scripts put the weights: mmengine and the authors' mmdet, their own scripts,
-# DeepSpeed.
+# DeepSpeed. Beside the model, some keep an exponential moving average of it (timm, mmengine).
 CONTAINERS = ('state_dict', 'model', 'module')
+EMA_CONTAINERS = ('model_ema', 'ema_state_dict')
 
 # Beside the weights, checkpoints hold objects that reading weights does not need: the authors'
 # files their command line (argparse.Namespace), mmengine's its message hub (HistoryBuffer, whose
@@ -67,15 +69,16 @@ _INERT = [_inert(path) for path in _INERT_NAMES]
 
 
 def read_checkpoint(
-    path: str | Path, *, unsafe: bool = False, float32: bool = False
+    path: str | Path, *, trust: bool = False, float32: bool = False, ema: bool = False
 ) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint: safetensors, or what ``torch.save`` wrote.
 
     Args:
         path: A local file.
-        unsafe: Unpickle whatever the file holds, which lets it run any code. For files of people
+        trust: Unpickle whatever the file holds, which lets it run any code. For files of people
             you trust.
         float32: Convert half-precision tensors to float32.
+        ema: Take the moving average of the model that the file holds beside it.
 
     Returns:
         The state dict, on the CPU, taken out of its container (``state_dict``, ``model`` or
@@ -83,8 +86,21 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The path is not a local file, or the file is damaged, unsafe, or not a
-            checkpoint.
+        ValueError: The path is not a local file, or the file is damaged, unsafe, not a checkpoint,
+            or without the moving average that is asked for.
+    """
+    state = unwrap(read_file(path, trust=trust), path, ema)
+    if float32:
+        state = {
+            name: tensor.float() if is_half(tensor) else tensor for name, tensor in state.items()
+        }
+    return state
+
+
+def read_file(path: str | Path, *, trust: bool = False) -> Any:
+    """Read a checkpoint with all that is beside the weights; see :func:`read_checkpoint`.
+
+    What is neither a tensor nor a number, text or container of such is read as an empty object.
     """
     path = _local_file(path)
     with path.open('rb') as file:
@@ -95,36 +111,44 @@ def read_checkpoint(
         kind = 'a web page' if head.lstrip().startswith(b'<') else 'a Git LFS pointer'
         raise ValueError(f'{path}: the file is {kind}, not weights; fetch the file itself')
     if path.suffix == '.safetensors' or head[8:10] == b'{"':
-        checkpoint = _read_safetensors(path)
-    else:
-        checkpoint = _read_torch(path, head, unsafe)
-    state = unwrap(checkpoint, path)
-    if float32:
-        state = {
-            name: tensor.float() if _is_half(tensor) else tensor for name, tensor in state.items()
-        }
-    return state
+        return _read_safetensors(path)
+    return _read_torch(path, head, trust)
 
 
-def unwrap(checkpoint: Any, source: object) -> dict[str, Tensor]:
+def unwrap(checkpoint: Any, source: object, ema: bool = False) -> dict[str, Tensor]:
     """Take the state dict out of the containers that training scripts put around it.
 
     Args:
         checkpoint: What was read.
         source: Where from, for messages.
+        ema: Take the moving average instead.
 
     Returns:
         Name to tensor; other values beside tensors are left out with a warning.
 
     Raises:
-        ValueError: There is no tensor.
+        ValueError: There is no tensor, or no moving average.
     """
     if not isinstance(checkpoint, Mapping):
         raise ValueError(
             f'{source}: holds a {type(checkpoint).__name__} instead of a dict of tensors'
         )
+    average = next((k for k in EMA_CONTAINERS if isinstance(checkpoint.get(k), Mapping)), None)
+    if ema:
+        if average is None:
+            raise ValueError(
+                f'{source}: holds no moving average of the weights (a key {EMA_CONTAINERS})'
+            )
+        return unwrap(checkpoint[average], source)
     for key in CONTAINERS:
         if isinstance(checkpoint.get(key), Mapping):
+            if average:
+                print_log(
+                    f'{source}: the weights are those of `{key}`; it also holds a moving average, '
+                    f'`{average}`, which `tools/convert_checkpoint.py --ema` takes',
+                    'current',
+                    logging.INFO,
+                )
             return unwrap(checkpoint[key], source)
     state = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
     if not state:
@@ -163,22 +187,24 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_torch(path: Path, head: bytes, unsafe: bool) -> Any:
+def _read_torch(path: Path, head: bytes, trust: bool) -> Any:
     is_zip = zipfile.is_zipfile(
         path
     )  # False for a truncated archive: its directory stands at the end
     if head.startswith(b'PK') and not is_zip:
         raise ValueError(f'{path}: the file is truncated; fetch it again')
-    if unsafe:
+    if is_zip:
+        _check_sums(path)
+    if trust:
         print_log(
-            f'{path}: UNSAFE READING, this file may run any code on this machine',
+            f'{path}: TRUSTED, this file may run any code on this machine',
             'current',
             logging.WARNING,
         )
     try:
-        with torch.serialization.safe_globals([] if unsafe else _INERT), warnings.catch_warnings():
+        with torch.serialization.safe_globals([] if trust else _INERT), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about pickle protocols
-            return torch.load(path, map_location='cpu', weights_only=not unsafe, mmap=is_zip)
+            return torch.load(path, map_location='cpu', weights_only=not trust, mmap=is_zip)
     except (
         Exception
     ) as error:  # torch and pickle raise many kinds, from EOFError to KeyError, for a damaged file
@@ -187,7 +213,7 @@ def _read_torch(path: Path, head: bytes, unsafe: bool) -> Any:
             raise ValueError(
                 f'{path}: holds more than weights: it asks for `{blocked[1]}`, which could run '
                 'any code; if you trust its author, convert it once with '
-                '`tools/convert_checkpoint.py SRC DST --unsafe`'
+                '`tools/convert_checkpoint.py SRC DST --trust`'
             ) from error
         raise ValueError(
             f'{path}: damaged, truncated or not a checkpoint '
@@ -195,11 +221,23 @@ def _read_torch(path: Path, head: bytes, unsafe: bool) -> Any:
         ) from error
 
 
+def _check_sums(path: Path) -> None:
+    """Compare the archive with the check sums in it; torch, which maps the file, does not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, ValueError) as error:
+        damaged = _first_line(error)
+    if damaged:
+        raise ValueError(f'{path}: the file is damaged, at {damaged!r}; fetch it again')
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or 'no details').splitlines()[0][:200]
 
 
-def _is_half(tensor: Tensor) -> bool:
+def is_half(tensor: Tensor) -> bool:
+    """Whether a tensor is of half precision."""
     return tensor.dtype in (torch.float16, torch.bfloat16)
 
 

@@ -1,15 +1,12 @@
+import re
+
 import pytest
 import torch
-from torch import nn
 
-from itpn_mm.checkpoint import config_lines, inspect
+from itpn_mm.checkpoint import inspect
 from itpn_mm.checkpoint.architecture import explain_mismatch
 
-from .models import ARCH, backbone, neck
-
-
-def state_of(**parts: nn.Module) -> dict:
-    return {f'{part}.{k}': v for part, m in parts.items() for k, v in m.state_dict().items()}
+from .models import backbone, fast_backbone, neck, state_of
 
 
 @pytest.mark.parametrize(
@@ -25,6 +22,7 @@ def state_of(**parts: nn.Module) -> dict:
         (dict(patch_norm=False, qkv_bias=False), dict(patch_norm=False, qkv_bias=False)),
         (dict(use_abs_pos_emb=False), dict(use_abs_pos_emb=False, grid=None)),
         (dict(img_size=(64, 96)), dict(grid=None)),
+        ({}, dict(type='HiViT', sub_norm=False, swiglu=False, cls_token=False)),
     ],
 )
 def test_inspect_backbone(kwargs, expected):
@@ -33,6 +31,28 @@ def test_inspect_backbone(kwargs, expected):
     found = found['backbone']
     assert (found['embed_dims'], found['depths']) == (32, (1, 1, 2))
     given = {key: kwargs[key] for key in kwargs.keys() & found.keys()}
+    assert {**given, **expected}.items() <= found.items()
+
+
+@pytest.mark.parametrize(
+    'kwargs, expected',
+    [
+        ({}, dict(type='FastiTPN', cls_token=False, layer_scale=True, patch_norm=False)),
+        (dict(sub_norm=False, swiglu=False), dict(mlp_ratio=3.0, stem_mlp_ratio=3.0)),
+        (dict(mlp_ratio=2.0, layer_scale_init_value=None), dict(mlp_ratio=2.0, layer_scale=False)),
+        (dict(cls_token=True), dict(grid=(4, 4), rel_pos_shape=None)),
+        (dict(cls_token=True, rel_pos_bias='block'), dict(rel_pos_shape=(52, 2), num_heads=2)),
+        (dict(cls_token=True, rel_pos_bias='shared'), dict(grid=(4, 4), num_heads=2)),
+        (dict(cls_token=True, rel_pos_bias='decoupled'), dict(rel_pos_shape=(10, 2), grid=(4, 4))),
+        (dict(rel_pos_bias='decoupled', use_abs_pos_emb=False), dict(grid=(4, 4), num_heads=2)),
+        (dict(qkv_bias=False), {}),
+    ],
+)
+def test_inspect_fast_backbone(kwargs, expected):
+    found = inspect(state_of(backbone=fast_backbone(**kwargs)))['backbone']
+    assert (found['embed_dims'], found['depths'], found['grid']) == (32, (1, 1, 2), (4, 4))
+    given = dict(sub_norm=True, swiglu=True, qkv_bias=True) | kwargs
+    given = {key: given[key] for key in given.keys() & found.keys()}
     assert {**given, **expected}.items() <= found.items()
 
 
@@ -128,6 +148,36 @@ def test_explain_backbone(found, built, message):
     assert explain_mismatch('backbone', *states, 'HiViT') == message
 
 
+@pytest.mark.parametrize(
+    'found, built, message',
+    [
+        (
+            backbone,
+            fast_backbone,
+            "is of a HiViT but the model has a X: set backbone.type='itpn_mm.HiViT'",
+        ),
+        (fast_backbone, backbone, "set backbone.type='itpn_mm.FastiTPN'"),
+        (dict(sub_norm=False), {}, 'has sub_norm=False but .* set backbone.sub_norm=False'),
+        ({}, dict(swiglu=False), 'set backbone.swiglu=True'),
+        (dict(cls_token=True), {}, 'has cls_token=True but .* set backbone.cls_token=True'),
+        ({}, dict(cls_token=True), 'set backbone.cls_token=False'),
+    ],
+)
+def test_explain_fast_backbone(found, built, message):
+    states = [
+        (fast_backbone(**given) if isinstance(given, dict) else given()).state_dict()
+        for given in (found, built)
+    ]
+    assert re.search(message, explain_mismatch('backbone', *states, 'X'))
+
+
+def test_a_position_of_a_class_token_tells_too():
+    state = fast_backbone(cls_token=True).state_dict()
+    state.pop('cls_token')
+    message = explain_mismatch('backbone', state, fast_backbone().state_dict(), 'FastiTPN')
+    assert message.endswith('set backbone.cls_token=True')
+
+
 NECK = 'TransformerPyramidNeck'
 
 
@@ -179,29 +229,3 @@ def test_weights_that_are_not_there_are_not_compared():
 def test_nothing_to_explain():
     state = {'conv1.weight': torch.zeros(1)}
     assert explain_mismatch('backbone', state, backbone().state_dict(), 'HiViT') is None
-
-
-@pytest.mark.parametrize(
-    'backbone_kwargs, neck_kwargs',
-    [
-        ({}, {}),
-        (
-            dict(img_size=96, rel_pos_bias='block', layer_scale_init_value=0.1, mlp_ratio=2.0),
-            dict(depth=(1, 2), bias=True),
-        ),
-        (dict(use_abs_pos_emb=False, rel_pos_bias='decomposed', patch_norm=False), dict(depth=1)),
-    ],
-)
-def test_config_lines_build_the_model(backbone_kwargs, neck_kwargs):
-    from itpn_mm.registry import MODELS
-
-    parts = dict(backbone=backbone(**backbone_kwargs), neck=neck(**neck_kwargs))
-    lines = config_lines(inspect(state_of(**parts)), 'a.pth')
-    config = eval(f'dict({lines})')
-    for name, part in parts.items():
-        assert config[name].pop('init_cfg') == dict(type='Pretrained', checkpoint='a.pth')
-        built = MODELS.build(config[name])
-        found = {key: tensor.shape for key, tensor in built.state_dict().items()}
-        assert found == {key: tensor.shape for key, tensor in part.state_dict().items()}
-    assert set(ARCH) == set(config['backbone']['arch'])
-    assert config_lines({'backbone': None, 'neck': None}, 'a.pth') == ''

@@ -30,7 +30,7 @@ def convert(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize('name, options', [('b.pth', ()), ('b.bin', ('--to', 'safetensors'))])
+@pytest.mark.parametrize('name, options', [('b.pth', ()), ('b.bin', ('--format', 'safetensors'))])
 def test_converts(convert, tmp_path, name, options):
     state = authors_state('b1_pixel_cls_rpe')
     state['blocks.0.norm2.weight'] = state['blocks.0.norm2.weight'].half()
@@ -46,7 +46,7 @@ def test_converts(convert, tmp_path, name, options):
     assert 'relative_position_index left out: an index that the model computes' in done.stdout
     assert f'{len(expected)} tensors written, 1 left out on purpose' in done.stdout
     assert (
-        "rel_pos_bias='block'" in done.stdout and f"checkpoint='{tmp_path / name}'" in done.stdout
+        "rel_pos_bias='block'" in done.stdout and f"load_from = '{tmp_path / name}'" in done.stdout
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ['a.pth', name]
 
@@ -67,13 +67,13 @@ class Odd:
         return os.getcwd, ()
 
 
-def test_unsafe_needs_the_flag(convert, tmp_path):
+def test_trust_needs_the_flag(convert, tmp_path):
     src = tmp_path / 'a.pth'
     torch.save(dict(model=authors_state(), config=Odd()), src)
     done = convert(src, tmp_path / 'b.pth')
-    assert '\n' not in done.error and 'getcwd' in done.error and '--unsafe' in done.error
+    assert '\n' not in done.error and 'getcwd' in done.error and '--trust' in done.error
     assert not (tmp_path / 'b.pth').exists()
-    done = convert(src, tmp_path / 'b.pth', '--unsafe')
+    done = convert(src, tmp_path / 'b.pth', '--trust')
     assert done.error is None and (tmp_path / 'b.pth').exists()
 
 

@@ -102,7 +102,7 @@ def test_malicious_pickle_does_not_run(tmp_path, legacy, inside):
     trap = tmp_path / 'trap'
     state = {**STATE, 'c': Malicious(trap)} if inside else STATE
     path = write(tmp_path / 'a.pth', dict(model=state, args=Malicious(trap)), legacy)
-    message = r'a\.pth: holds more than weights: it asks for `posix\.mkdir`, .* --unsafe'
+    message = r'a\.pth: holds more than weights: it asks for `posix\.mkdir`, .* --trust'
     with pytest.raises(ValueError, match=message) as error:
         read_checkpoint(path)
     assert '\n' not in str(error.value)
@@ -123,14 +123,14 @@ def test_objects_beside_the_weights_are_empty(tmp_path):
     assert isinstance(value, _Inert) and not vars(value)
 
 
-def test_unsafe_runs_and_says_so(tmp_path, monkeypatch):
+def test_trusted_runs_and_says_so(tmp_path, monkeypatch):
     trap = tmp_path / 'trap'
     path = write(tmp_path / 'a.pth', dict(model=STATE, args=Malicious(trap)))
     messages = []
     monkeypatch.setattr('itpn_mm.checkpoint.io.print_log', lambda *args: messages.append(args))
-    assert_state(read_checkpoint(path, unsafe=True))
+    assert_state(read_checkpoint(path, trust=True))
     assert trap.exists()
-    assert messages[0][2] == logging.WARNING and 'UNSAFE READING' in messages[0][0]
+    assert messages[0][2] == logging.WARNING and 'TRUSTED' in messages[0][0]
 
 
 @pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.99])

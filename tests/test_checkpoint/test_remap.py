@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,9 +9,7 @@ from itpn_mm.checkpoint.architecture import explain_mismatch
 from itpn_mm.necks import TransformerPyramidNeck
 from tests.golden import INDEX, under
 
-from .models import authors_state
-
-KEYS = Path(__file__).parents[1] / 'data' / 'keys'
+from .models import KEYS, authors_state, fast_pretraining, read_table
 
 LARGE = dict(arch='large')
 BLOCK = dict(rel_pos_bias='block')
@@ -77,11 +72,6 @@ def on_meta(cls, *args, **kwargs) -> torch.nn.Module:
     """Build a model without memory."""
     with torch.device('meta'):
         return cls(*args, **kwargs)
-
-
-def read_table(name: str) -> dict[str, torch.Tensor]:
-    shapes = json.loads((KEYS / f'{name}.json').read_text())
-    return {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
 
 
 def num_values(state) -> int:
@@ -283,35 +273,6 @@ def test_tensors_of_a_fast_file():
         assert torch.equal(merge[:, start : start + c], conv[:, :, dy, dx])
 
 
-def fast_pretraining(conv: bool) -> dict[str, torch.Tensor]:
-    """A Fast-iTPN of CLIP pre-training with the names that a published log lists."""
-    state = {
-        key: tensor
-        for key, tensor in authors_state('g03_fast_ls_meanpool').items()
-        if not key.startswith(('fc_norm', 'head'))
-    }
-    dim, width, target = 32, 16, 24
-    shapes = dict(norm=(dim,), lm_head=(target, dim), align_dim_16tofpn=(width, dim))
-    shapes |= dict(align_dim_16to8=(width, dim // 2), align_dim_8to4=(width, dim // 4))
-    for step, above in (('16to8', dim), ('8to4', width)):
-        shapes[f'split_{step}.norm'] = (above,)
-        shapes[f'split_{step}.reduction'] = (4 * width, above)
-    for block in ('block_16to8.0', 'block_8to4.0', *(f'fpn_modules.{i}' for i in range(3))):
-        shapes[f'{block}.norm2'] = (width,)
-        shapes |= {f'{block}.mlp.fc1': (4 * width, width), f'{block}.mlp.fc2': (width, 4 * width)}
-    for i, side in enumerate((1, 2, 4)):
-        shapes |= {
-            f'decoder_embed.{i}.0': (width,),
-            f'decoder_embed.{i}.1': (dim // side**2, width),
-        }
-    state['mask_token'] = torch.randn(1, 1, dim)
-    for name, shape in shapes.items():
-        in_pyramid = len(shape) == 2 and not name.startswith(('lm_head', 'decoder_embed'))
-        state[f'{name}.weight'] = torch.randn(*shape, *((1, 1) if conv and in_pyramid else ()))
-        state[f'{name}.bias'] = torch.randn(shape[0])
-    return state
-
-
 @pytest.mark.parametrize('conv', [False, True])
 def test_fast_pretraining_file(conv):
     table = fast_pretraining(conv)
@@ -505,6 +466,7 @@ def test_large_and_base_are_told_apart():
     state = remap(read_table('clip_tpn_large_2240_patch16_256_pretrain_teacher768'))[0]
     found = inspect(state)
     assert found['backbone'] == dict(
+        type='HiViT',
         embed_dims=768,
         depths=(2, 2, 40),
         num_heads=12,
@@ -515,6 +477,9 @@ def test_large_and_base_are_told_apart():
         mlp_ratio=4.0,
         qkv_bias=True,
         use_abs_pos_emb=True,
+        cls_token=False,
+        sub_norm=False,
+        swiglu=False,
         grid=(16, 16),
         layer_scale=True,
         rel_pos_bias='block',

@@ -1,0 +1,157 @@
+"""Converting checkpoint files between the authors' layout and ours."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .io import is_half, read_checkpoint
+from .remap import RemapReport, remap, with_parts
+from .snippet import config_text, task_of
+
+PARTS = dict(all='', backbone='backbone.', pyramid='neck.')
+FORMATS = ('pth', 'safetensors')
+_TASKS = dict(
+    pixel='pre-training with pixels',
+    clip='pre-training with CLIP',
+    classification='a classifier',
+    detection='backbone and pyramid for detection',
+    segmentation='backbone and pyramid for segmentation',
+    parts='weights',
+)
+
+
+@dataclass
+class Checkpoint:
+    """A file in our layout.
+
+    Args:
+        source: Path of the file.
+        state: Its tensors, under our names.
+        report: How they came from the names in the file.
+    """
+
+    source: str
+    state: dict[str, Tensor]
+    report: RemapReport
+
+    @property
+    def released(self) -> bool:
+        """Whether the file has the names of the authors."""
+        return self.report.layout == 'authors'
+
+    def config(self, path: object | None = None) -> str:
+        """The config that builds the model and loads it from ``path``, by default the source."""
+        return config_text(self.state, path or self.source, self.released)
+
+    def summary(self) -> str:
+        """What the file is: layout, model, parts and types."""
+        layout = 'the layout of the authors' if self.released else 'our layout'
+        lines = [f'{self.source}: {layout}, {_TASKS[task_of(self.state, self.released)]}']
+        parts: dict[str, list[Tensor]] = {}
+        for name, tensor in self.state.items():
+            parts.setdefault(name.split('.')[0], []).append(tensor)
+        for part, tensors in parts.items():
+            values = sum(tensor.numel() for tensor in tensors)
+            lines.append(f'  {part}: {len(tensors)} tensors, {values:,} values')
+        types = Counter(str(t.dtype).removeprefix('torch.') for t in self.state.values())
+        lines.append(f'  types: {", ".join(f"{kind} ({n})" for kind, n in types.most_common())}')
+        return '\n'.join(lines)
+
+
+def open_checkpoint(source: str | Path, *, trust: bool = False, ema: bool = False) -> Checkpoint:
+    """Read a file of the authors or ours.
+
+    Args:
+        source: A local file.
+        trust: See :func:`itpn_mm.checkpoint.read_checkpoint`.
+        ema: See :func:`itpn_mm.checkpoint.read_checkpoint`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, or is of another architecture.
+    """
+    state, report = remap(read_checkpoint(source, trust=trust, ema=ema))
+    report.raise_if_unexplained(source)
+    if report.layout == 'unknown':
+        raise ValueError(
+            f'{source}: neither a file of the authors nor of itpn_mm; '
+            f'it starts with {next(iter(state))}'
+        )
+    return Checkpoint(str(source), with_parts(state), report)
+
+
+def select_part(checkpoint: Checkpoint, part: str) -> Checkpoint:
+    """Keep one part of a checkpoint: ``'all'``, ``'backbone'`` or ``'pyramid'``.
+
+    Raises:
+        ValueError: The checkpoint does not have it.
+    """
+    if part == 'all':
+        return checkpoint
+    prefix = PARTS[part]
+    state = {name: tensor for name, tensor in checkpoint.state.items() if name.startswith(prefix)}
+    found = [name for name in state if not name.startswith(('neck.norm.', 'neck.pre_norm.'))]
+    if not found:
+        raise ValueError(f'{checkpoint.source}: holds no {part}')
+    kept = {old: new for old, new in checkpoint.report.renamed.items() if new in state}
+    others = dict.fromkeys(checkpoint.report.renamed.keys() - kept.keys(), 'not asked for')
+    report = replace(checkpoint.report, renamed=kept, dropped=checkpoint.report.dropped | others)
+    return Checkpoint(checkpoint.source, state, report)
+
+
+def convert(
+    checkpoint: Checkpoint,
+    target: str | Path,
+    *,
+    to: str = 'ours',
+    file_format: str | None = None,
+    half: bool = False,
+) -> tuple[int, RemapReport]:
+    """Write a checkpoint.
+
+    Args:
+        checkpoint: What :func:`open_checkpoint` gave.
+        target: The file to write; a file that is there is replaced once the new one is whole.
+        to: Layout: ``'ours'`` or ``'authors'``.
+        file_format: ``'pth'`` or ``'safetensors'``; by default the suffix decides.
+        half: Write half precision; else half precision becomes float32.
+
+    Returns:
+        Number of tensors written, and what became of each name of ours (``to='authors'``), or of
+        the file's.
+
+    Raises:
+        ValueError: There are names that the authors' models do not have.
+    """
+    state, report = checkpoint.state, checkpoint.report
+    if to == 'authors':
+        state, report = remap(state, to='authors')
+        report.raise_if_unexplained(checkpoint.source)
+    kind = torch.float16 if half else torch.float32
+    state = {
+        name: _own(tensor.to(kind) if is_half(tensor) or (half and _is_float(tensor)) else tensor)
+        for name, tensor in state.items()
+    }
+    target = Path(target)
+    unfinished = target.with_name(f'{target.name}.part')  # an interrupted run leaves no half a file
+    if (file_format or target.suffix.removeprefix('.')) == 'safetensors':
+        save_file(state, unfinished, metadata={'format': 'pt'})
+    else:
+        torch.save({'model' if to == 'authors' else 'state_dict': state}, unfinished)
+    os.replace(unfinished, target)
+    return len(state), report
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point()
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A tensor with a storage of its own: a part of one would be written with all of it."""
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole and tensor.is_contiguous() else tensor.clone().contiguous()
