@@ -24,6 +24,9 @@ PATHS = {
     if '_base_' not in path.parts
 }
 PRETRAINING = [name for name, path in PATHS.items() if path.parent.name == 'pretraining']
+# Those with a teacher of another kind have tests of their own, test_configs_distill.py.
+DISTILLATION = [name for name in PRETRAINING if name.startswith('itpn-clip-')]
+PRETRAINING = [name for name in PRETRAINING if name not in DISTILLATION]
 DETECTION = [name for name, path in PATHS.items() if path.parent.name == 'detection']
 CLASSIFICATION = [name for name, path in PATHS.items() if path.parent.name == 'classification']
 
@@ -77,7 +80,7 @@ def check_common(cfg: Config, name: dict, scope: str) -> None:
 def test_the_list_of_configs():
     assert len(PRETRAINING) >= 17 and len(DETECTION) >= 6
     # Those of `classification` have tests of their own, test_configs_classification.py.
-    tested = {*PRETRAINING, *DETECTION, *CLASSIFICATION}
+    tested = {*PRETRAINING, *DISTILLATION, *DETECTION, *CLASSIFICATION}
     assert tested == set(PATHS), 'a folder without tests'
     for arch in ('tiny', 'small', 'base', 'large'):
         for epochs in (300, 400, 800, 1600):

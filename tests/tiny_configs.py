@@ -19,6 +19,8 @@ from PIL import Image
 
 from itpn_mm.backbones import HiViT
 
+from .tiny_teachers import shrink_teacher
+
 ROOT = Path(__file__).resolve().parents[1]
 WIDTHS = (
     'in_channels',
@@ -31,6 +33,7 @@ WIDTHS = (
 SIDE = 64  # of pre-training images
 # The demo's decoder of 192 has to stay a multiple of 16.
 DEMO_DIVISOR, DIVISOR = 4, 16
+DISTILL_DIVISOR = 8  # a width of 384 has to stay a multiple of 16
 COCO_DIVISOR = 8  # of the sizes in the pipelines
 
 
@@ -42,7 +45,9 @@ def parse(path: Path) -> Config:
 
 def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
     """Make `cfg`, of the file `name`, a run of one iteration on tiny data, on the CPU."""
-    divisor = DEMO_DIVISOR if 'demo' in name else DIVISOR
+    divisor, whole = DEMO_DIVISOR if 'demo' in name else DIVISOR, cfg.model
+    if whole.type == 'itpn_mm.iTPNDistill':
+        divisor = DISTILL_DIVISOR
     cfg.model = _shrink_model(cfg.model.to_dict(), divisor)
     box_head = cfg.model.get('roi_head', {}).get('bbox_head', {})
     if box_head.get('type') == 'Shared4Conv1FCBBoxHead':  # these widths are its defaults
@@ -53,7 +58,10 @@ def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
     if optim_wrapper.type == 'AmpOptimWrapper':  # asks for an accelerator
         optim_wrapper.type = 'OptimWrapper'
         optim_wrapper.pop('loss_scale')
-    if cfg.model['type'] == 'ImageClassifier':
+    if cfg.model['type'] == 'itpn_mm.iTPNDistill':
+        shrink_teacher(cfg, whole, SIDE, work_dir)
+        _use_photographs(cfg, work_dir)
+    elif cfg.model['type'] == 'ImageClassifier':
         _use_classes(cfg, work_dir)
     elif 'itpn-pixel_hivit' in name and not name.startswith('mask-rcnn'):
         _use_photographs(cfg, work_dir)
