@@ -61,7 +61,7 @@ setup(
     python_requires='>=3.10,<3.13',
     # Whoever has an OpenMMLab environment keeps it as it is: no version is asked for here, and
     # mmengine, which comes under two names, only in the extras.
-    install_requires=['safetensors', 'torch'],
+    install_requires=['safetensors', 'scipy', 'torch'],
     extras_require={
         'onedl': read_requirements('onedl.txt', 'onedl-mm.txt'),
         'openmmlab': read_requirements('openmmlab.txt', 'openmmlab-mm.txt'),

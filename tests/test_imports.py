@@ -22,7 +22,7 @@ ARROWS = {
     'optional': ({'hosts', 'registry'}, {'mmengine'}),
     'doctor': ({'hosts', 'version'}, {'torch', 'mmcv'}),  # inside functions only
     'launch': ({'engine', 'hosts'}, {'torch', 'mmengine'}),
-    'layers': (set(), {'torch'}),
+    'layers': (set(), {'torch', 'scipy'}),  # SciPy inside a function only
     'checkpoint': ({'layers'}, {'torch', 'mmengine', 'safetensors'}),
     'backbones': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
     'necks': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
