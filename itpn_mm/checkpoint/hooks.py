@@ -4,12 +4,16 @@ import logging
 import math
 from typing import Any
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from itpn_mm.layers.position import (
+    NUM_CLS_ROWS,
     DecomposedRelativePosition,
+    DecoupledRelativePositionBias,
     RelativePositionBias,
+    resize_decoupled_table,
     resize_pos_embed,
     resize_rel_pos_1d,
     resize_rel_pos_table,
@@ -27,10 +31,12 @@ def resize_positions(
     module, in place.
 
     These are the position embedding of a module with a ``grid`` (bicubic to the size), and the
-    tables of :class:`RelativePositionBias` (bicubic) and :class:`DecomposedRelativePosition`
-    (linear). A state dict does not tell its grid: it is taken to be square. Parameters of equal
-    shape are left alone (a model of 7 x 28 patches resumes; a 14 x 14 embedding is taken by it as
-    it is), and so are those that differ in more than the grid.
+    tables of :class:`RelativePositionBias` (as its ``resize_mode`` says),
+    :class:`DecoupledRelativePositionBias` (geometric) and :class:`DecomposedRelativePosition`
+    (linear). What they hold of a class token is kept. A state dict does not tell its grid: it is
+    taken to be square. Parameters of equal shape are left alone (a model of 7 x 28 patches resumes;
+    a 14 x 14 embedding is taken by it as it is), and so are those that differ in more than the
+    grid.
 
     Args:
         module: The module that is going to load the state dict.
@@ -41,7 +47,7 @@ def resize_positions(
         Name in the state dict -> shapes before and after.
 
     Raises:
-        ValueError: The grid of the state dict is not square.
+        ValueError: The grid of the state dict is not square, or one of the two has a class token.
     """
     resized = {}
     for path, owner in module.named_modules():
@@ -64,24 +70,52 @@ def _resize(
     if source.ndim != parameter.ndim or source.shape[-1] != parameter.shape[-1]:
         return None
     if leaf == 'pos_embed' and hasattr(owner, 'grid') and source.shape[0] == parameter.shape[0]:
-        grid = square_grid(source.shape[1])
+        prefix = getattr(owner, 'num_prefix_tokens', 0)  # a class token, whose position is kept
+        grid = square_grid(source.shape[1] - prefix)
         if grid is None:
-            raise ValueError(_not_square(name, source, 'number of tokens'))
-        return resize_pos_embed(source, grid, owner.grid)
+            other = square_grid(source.shape[1] - (1 - prefix)) is not None
+            raise ValueError(_unfit(name, source, 'number of tokens', prefix, other))
+        extra, body = source.split([prefix, source.shape[1] - prefix], dim=1)
+        return torch.cat([extra, resize_pos_embed(body, grid, owner.grid)], dim=1)
+    num_extra = getattr(owner, 'num_extra', 0)
     if leaf == 'table' and isinstance(owner, RelativePositionBias):
-        side = math.isqrt(source.shape[0])
-        if side * side != source.shape[0] or side % 2 == 0:
-            raise ValueError(_not_square(name, source, 'number of rows'))
+        side = _side(source.shape[0] - num_extra)
+        if side is None:
+            other = _side(source.shape[0] - (NUM_CLS_ROWS - num_extra)) is not None
+            raise ValueError(_unfit(name, source, 'number of rows', num_extra, other))
         window = (side + 1) // 2
-        return resize_rel_pos_table(source, (window, window), owner.window)
+        return resize_rel_pos_table(
+            source, (window, window), owner.window, owner.resize_mode, num_extra
+        )
+    if leaf in ('table_h', 'table_w') and isinstance(owner, DecoupledRelativePositionBias):
+        if (source.shape[0] - num_extra) % 2 == 0:  # three rows more or less
+            raise ValueError(_unfit(name, source, 'number of rows', num_extra, True))
+        size = (parameter.shape[0] - num_extra + 1) // 2
+        return resize_decoupled_table(source, size, num_extra)
     if leaf in ('table_h', 'table_w') and isinstance(owner, DecomposedRelativePosition):
         return resize_rel_pos_1d(source, (parameter.shape[0] + 1) // 2)
     return None
 
 
-def _not_square(name: str, source: Tensor, what: str) -> str:
+def _side(rows: int) -> int | None:
+    """Side of a joint table of a square grid."""
+    side = math.isqrt(max(rows, 0))
+    return side if side * side == rows and side % 2 else None
+
+
+def _unfit(name: str, source: Tensor, what: str, has_cls: int, other: bool) -> str:
+    """Why a position does not fit: it is that of a rectangle, or of a model with a class token
+    where this one has none (``other``: it would fit the opposite).
+    """
+    start = f'`{name}` of shape {tuple(source.shape)}'
+    if other:
+        theirs, ours = ('without', 'with') if has_cls else ('with', 'without')
+        return (
+            f'{start} is that of a model {theirs} a class token, but this one is {ours}: '
+            f'build the backbone with `cls_token={not has_cls}`'
+        )
     return (
-        f'`{name}` of shape {tuple(source.shape)} cannot be resized: its {what} is not that of '
+        f'{start} cannot be resized: its {what} is not that of '
         'a square grid, and a checkpoint does not tell the grid; build the model with the '
         '`img_size` of the checkpoint'
     )

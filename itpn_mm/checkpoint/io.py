@@ -68,6 +68,21 @@ def _inert(path: str) -> type[_Inert]:
 _INERT = [_inert(path) for path in _INERT_NAMES]
 
 
+class _StatisticOnly(_Inert):
+    """`getattr` as the history buffers of mmengine need it; with more, it reaches everything."""
+
+    def __new__(cls, *args: Any) -> '_Inert':
+        owner, name = args
+        if getattr(owner, '__name__', None) != 'HistoryBuffer' or name.startswith('_'):
+            raise pickle.UnpicklingError(f'GLOBAL builtins.getattr with {name!r} is refused')
+        return super().__new__(cls)
+
+
+_StatisticOnly.__module__, _StatisticOnly.__qualname__ = 'builtins', 'getattr'
+_StatisticOnly.__name__ = 'getattr'
+_RESUMABLE = [c for c in _INERT if c.__qualname__ != 'getattr'] + [_StatisticOnly]
+
+
 def read_checkpoint(
     path: str | Path, *, trust: bool = False, float32: bool = False, ema: bool = False
 ) -> dict[str, Tensor]:
@@ -97,10 +112,16 @@ def read_checkpoint(
     return state
 
 
-def read_file(path: str | Path, *, trust: bool = False) -> Any:
+def read_file(path: str | Path, *, trust: bool = False, resumable: bool = False) -> Any:
     """Read a checkpoint with all that is beside the weights; see :func:`read_checkpoint`.
 
     What is neither a tensor nor a number, text or container of such is read as an empty object.
+
+    Args:
+        path: A local file.
+        trust: See :func:`read_checkpoint`.
+        resumable: Refuse also what is harmless here but not to mmengine, which reads the file
+            again, with the real objects, when a run is resumed.
     """
     path = _local_file(path)
     with path.open('rb') as file:
@@ -112,7 +133,7 @@ def read_file(path: str | Path, *, trust: bool = False) -> Any:
         raise ValueError(f'{path}: the file is {kind}, not weights; fetch the file itself')
     if path.suffix == '.safetensors' or head[8:10] == b'{"':
         return _read_safetensors(path)
-    return _read_torch(path, head, trust)
+    return _read_torch(path, head, trust, _RESUMABLE if resumable else _INERT)
 
 
 def unwrap(checkpoint: Any, source: object, ema: bool = False) -> dict[str, Tensor]:
@@ -187,7 +208,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_torch(path: Path, head: bytes, trust: bool) -> Any:
+def _read_torch(path: Path, head: bytes, trust: bool, inert: list[type]) -> Any:
     is_zip = zipfile.is_zipfile(
         path
     )  # False for a truncated archive: its directory stands at the end
@@ -202,7 +223,7 @@ def _read_torch(path: Path, head: bytes, trust: bool) -> Any:
             logging.WARNING,
         )
     try:
-        with torch.serialization.safe_globals([] if trust else _INERT), warnings.catch_warnings():
+        with torch.serialization.safe_globals([] if trust else inert), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about pickle protocols
             return torch.load(path, map_location='cpu', weights_only=not trust, mmap=is_zip)
     except (
@@ -254,6 +275,7 @@ class LoadReport:
         missing: Names of the model that keep their initial value.
         unexpected: Names of the checkpoint that the model does not know.
         ignored: Names of the checkpoint left out on purpose, with the reason.
+        copied: Names of the checkpoint that several parameters took, with their number.
         loaded_share: Share of the model's values that were loaded, 0 to 1.
     """
 
@@ -264,6 +286,7 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
+    copied: dict[str, int] = field(default_factory=dict)
     loaded_share: float = 0.0
 
     def __str__(self) -> str:
@@ -277,6 +300,7 @@ class LoadReport:
             _line('unexpected', self.unexpected, ' (in the checkpoint, not in the model)'),
             f'  ignored:    {len(self.ignored)} on purpose',
         ]
+        lines += [f'  copied:     {name} to {n} blocks' for name, n in self.copied.items()]
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.ignored.items():
             by_reason.setdefault(reason, []).append(name)

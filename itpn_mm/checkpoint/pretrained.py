@@ -20,7 +20,7 @@ MIN_LOADED_SHARE = 0.99
 
 # A relative position bias that the checkpoint has not, or has of another kind, starts anew (at
 # zero).
-_REL_POS = re.compile(r'(.+\.)?rel_pos\.(table|table_h|table_w)')
+REL_POS = re.compile(r'(.+\.)?rel_pos\.(table|table_h|table_w)')
 _LEVEL = re.compile(r'(laterals|splits|blocks|outputs)\.p\d+\.')
 
 
@@ -117,6 +117,7 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
         if mismatch:
             raise ValueError(f'{checkpoint}: the checkpoint {mismatch}')
 
+    report.copied = copy_shared_table(state, target)
     report.resized = resize_positions(module, state)
     _sort_names(state, target, report)
     wrong = [key for key in report.loaded if state[key].shape != target[key].shape]
@@ -126,7 +127,7 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
             for key in wrong
         ]
         raise ValueError(f'{checkpoint}: the checkpoint does not fit {name}: {shorten(shapes)}')
-    _check_share(report)
+    check_share(report)
 
     module.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
     print_log(
@@ -135,6 +136,29 @@ def load_pretrained(module: nn.Module, checkpoint: str, prefix: str | None = Non
         logging.WARNING if report.missing or report.unexpected else logging.INFO,
     )
     return report
+
+
+def copy_shared_table(
+    state: dict[str, Tensor], target: Mapping[str, Tensor], prefix: str = ''
+) -> dict[str, int]:
+    """Give each block a copy of a shared relative position table, if the model wants that.
+
+    Args:
+        state: State dict of the checkpoint, changed in place.
+        target: State dict of the model.
+        prefix: What precedes the backbone's names in both.
+
+    Returns:
+        Name of the shared table -> number of copies.
+    """
+    shared = f'{prefix}rel_pos.table'
+    pattern = re.compile(re.escape(prefix) + r'stages\.2\.\d+\.attn\.rel_pos\.table')
+    names = [name for name in target if pattern.fullmatch(name) and name not in state]
+    if shared not in state or shared in target or not names:
+        return {}
+    table = state.pop(shared)
+    state.update(dict.fromkeys(names, table))
+    return {shared: len(names)}
 
 
 def _choose_prefix(tensors: Mapping[str, Tensor], prefix: str | None, part: str) -> str:
@@ -161,7 +185,7 @@ def _sort_names(
     for key in state:
         if key in target:
             report.loaded.append(key)
-        elif _REL_POS.fullmatch(key):
+        elif REL_POS.fullmatch(key):
             report.ignored[key] = 'relative position of a kind that the model does not have'
         elif _LEVEL.match(key) and _level(key) not in levels:
             report.ignored[key] = 'pyramid level that no `out_strides` needs'
@@ -171,7 +195,7 @@ def _sort_names(
     values = {
         key: tensor.numel()
         for key, tensor in target.items()
-        if key in state or not _REL_POS.fullmatch(key)
+        if key in state or not REL_POS.fullmatch(key)
     }
     report.loaded_share = sum(values[key] for key in report.loaded) / max(sum(values.values()), 1)
 
@@ -181,7 +205,8 @@ def _level(key: str) -> str:
     return '.'.join(key.split('.')[:2])
 
 
-def _check_share(report: LoadReport) -> None:
+def check_share(report: LoadReport) -> None:
+    """Refuse a load of less than 99 % of the values of a module."""
     if report.loaded_share < MIN_LOADED_SHARE:
         raise ValueError(
             f'{report.source}: holds only {report.loaded_share:.1%} of the values of '

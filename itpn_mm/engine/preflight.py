@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..registry import HOOKS
 from .ema_hook import unwrap
+from .load_hook import adapt_checkpoint, prepare_load
 from .model_fit import check_model_fits
 
 # What a run of each kind reads; initial weights are read for training only.
@@ -51,21 +52,38 @@ def check_config(cfg: Config, mode: str | None = None) -> None:
 
 @HOOKS.register_module()
 class PreflightHook(Hook):
-    """Check that the parts of the model fit before a run, and that images to train on are finite.
+    """Check that the parts of the model fit before a run, and that images to train on are finite;
+    let the run load released checkpoints.
 
-    The model is checked before weights are initialised or loaded, see `check_model_fits`. Each
+    The model is checked before weights are initialised or loaded, see `check_model_fits`. What is
+    then loaded (`load_from`, the checkpoint given to a test script) may be a file of the authors,
+    safetensors, of another size or with another head; it is read safely, see `load_hook`. Each
     training batch is checked before it goes to the model; integer images cost nothing.
 
+    Args:
+        trust: Leave reading of checkpoints to mmengine, which unpickles what they hold: that can
+            run any code.
+
     Raises:
-        ValueError: Two parts do not fit (the message names both and their values), or an image
-            holds NaN or infinity (the message names its file).
+        ValueError: Two parts do not fit (the message names both and their values), a checkpoint is
+            unsafe, damaged or of another architecture, or an image holds NaN or infinity (the
+            message names its file).
     """
 
     priority = 'VERY_HIGH'
 
+    def __init__(self, trust: bool = False) -> None:
+        self.trust = trust
+
     def before_run(self, runner: Runner) -> None:
         """Check the model; called ahead of training, validation and test alike."""
         check_model_fits(unwrap(runner.model))
+        if not self.trust:
+            prepare_load(runner)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Fit what was read to the model; called before the model takes it."""
+        adapt_checkpoint(runner, checkpoint)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None

@@ -1,0 +1,199 @@
+"""What a Runner loads (`load_from`, the checkpoint of `tools/test.py`): read safely, fitted."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel
+from mmengine.runner import BaseLoop, CheckpointLoader, Runner, find_latest_checkpoint
+from torch import Tensor, nn
+
+from ..checkpoint import LoadReport, PretrainedModule, read_file, remap, resize_positions
+from ..checkpoint.architecture import explain_mismatch, take_prefix
+from ..checkpoint.io import unwrap as take_state
+from ..checkpoint.pretrained import REL_POS, check_share, copy_shared_table
+from ..checkpoint.remap import shorten
+from .ema_hook import unwrap
+
+# The Runner hands a path that starts with this to the function below instead of unpickling it.
+SCHEME = 'itpn_mm://'
+
+
+@CheckpointLoader.register_scheme(prefixes=SCHEME, force=True)
+def load_from_itpn_mm(filename: str, map_location: Any = None) -> dict:
+    """Read a file of the authors or ours, `.pth` or safetensors, without running what it holds."""
+    return dict(read_file(filename.removeprefix(SCHEME)))
+
+
+def prepare_load(runner: Runner) -> None:
+    """See to it that the Runner reads the file it is going to load safely.
+
+    A file to start from or to evaluate is read by :func:`load_from_itpn_mm`. A file to resume from
+    is mmengine's own and left to it, after a look whether it is whole and asks for nothing but what
+    mmengine saves.
+
+    Raises:
+        ValueError: The file to resume from is damaged or asks for something else.
+    """
+    path = runner._load_from
+    if runner._resume:
+        path = path or find_latest_checkpoint(runner.work_dir)
+        if path is not None and Path(path).expanduser().is_file():
+            read_file(path, resumable=True)
+    elif path is not None and '://' not in str(path):
+        runner._load_from = f'{SCHEME}{path}'
+
+
+def adapt_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Bring a checkpoint that a Runner has read into the form that its model takes, in place.
+
+    Names of the authors become ours, positions are resized, and parts that cannot fit, such as a
+    head of other classes, are left out; what was done is logged. A checkpoint that a run is resumed
+    from, and one of other models, stay as they are.
+
+    Args:
+        runner: The runner.
+        checkpoint: What it has read.
+
+    Raises:
+        ValueError: The checkpoint is of another architecture, has names that nothing explains, or
+            lacks parameters of a model that is to be evaluated; or it is one of the authors and a
+            run is to be resumed from it.
+    """
+    source = str(runner._load_from).removeprefix(SCHEME)
+    state = take_state(checkpoint, source)
+    state, remapped = remap(state)
+    if runner._resume:
+        if remapped.layout == 'authors':
+            raise ValueError(
+                f'{source}: a run cannot be resumed from a file of the authors; '
+                'start from it: give it as `load_from` without `resume`'
+            )
+        return
+    model = unwrap(runner.model)
+    model = model.module if isinstance(model, BaseTTAModel) else model
+    parts = dict(_parts(model))
+    if not parts:
+        return
+    remapped.raise_if_unexplained(source)
+    report = LoadReport(type(model).__name__, source, ignored=dict(remapped.dropped))
+    fit_state(model, parts, state, report)
+    if _evaluates(runner):
+        _require_all(report)
+    print_log(
+        str(report),
+        'current',
+        logging.WARNING if report.missing or report.unexpected else logging.INFO,
+    )
+    loaded = {key: state[key] for key in report.loaded}
+    if 'state_dict' not in checkpoint:
+        checkpoint.clear()
+    checkpoint['state_dict'] = loaded
+
+
+def fit_state(
+    model: nn.Module,
+    parts: dict[str, PretrainedModule],
+    state: dict[str, Tensor],
+    report: LoadReport,
+) -> None:
+    """Fit a state dict in our layout to a model, in place, and fill in the report.
+
+    Args:
+        model: The model.
+        parts: Its backbone and neck by name.
+        state: State dict with the names of the model.
+        report: The report.
+
+    Raises:
+        ValueError: A part is of another architecture, or nothing fits.
+    """
+    target = model.state_dict()
+    for name, module in parts.items():
+        prefix = f'{name}.'
+        found, built = take_prefix(state, prefix), take_prefix(target, prefix)
+        if not found.keys() & built.keys():
+            continue  # sorted out below
+        mismatch = explain_mismatch(name, found, built, type(module).__name__)
+        if mismatch:
+            raise ValueError(f'{report.source}: the checkpoint {mismatch}')
+        report.copied |= copy_shared_table(state, target, prefix)
+        report.resized |= resize_positions(module, state, prefix)
+    for key, tensor in state.items():
+        part = key.split('.')[0]
+        if key not in target:
+            reason = _why_left_out(key, part, target, parts)
+            if reason is None:
+                report.unexpected.append(key)
+            else:
+                report.ignored[key] = reason
+        elif tensor.shape == target[key].shape:
+            report.loaded.append(key)
+        elif part in parts:
+            raise ValueError(
+                f'{report.source}: the checkpoint does not fit {type(parts[part]).__name__}: '
+                f'{key} {tuple(tensor.shape)} instead of {tuple(target[key].shape)}'
+            )
+        else:
+            report.ignored[key] = (
+                f'shape {tuple(tensor.shape)}, in the model {tuple(target[key].shape)}'
+            )
+    loaded = set(report.loaded)
+    report.missing = [key for key in target if key not in loaded]
+    counted = [key for key in target if not REL_POS.fullmatch(key)]
+    whole = sum(target[key].numel() for key in counted)
+    report.loaded_share = sum(target[key].numel() for key in counted if key in loaded) / whole
+    if 'backbone' in parts:
+        _require_backbone(report, target, loaded)
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, PretrainedModule]]:
+    for name in ('backbone', 'neck'):
+        module = getattr(model, name, None)
+        if isinstance(module, PretrainedModule):
+            yield name, module
+
+
+def _why_left_out(
+    key: str, part: str, target: dict[str, Tensor], parts: dict[str, PretrainedModule]
+) -> str | None:
+    if REL_POS.fullmatch(key):
+        return 'relative position of a kind that the model does not have'
+    if not any(name.startswith(f'{part}.') for name in target):
+        return f'part `{part}` that the model does not have'
+    if part == 'neck' and part in parts:  # a pyramid instead of a norm, or levels not built
+        return f'not in {type(parts[part]).__name__}'
+    return None
+
+
+def _require_backbone(report: LoadReport, target: dict[str, Tensor], loaded: set[str]) -> None:
+    """Refuse a checkpoint whose backbone is not that of the model."""
+    keys = [k for k in target if k.startswith('backbone.') and not REL_POS.fullmatch(k)]
+    share = sum(target[k].numel() for k in keys if k in loaded) / sum(
+        target[k].numel() for k in keys
+    )
+    missing = [k for k in keys if k not in loaded]
+    check_share(LoadReport('the backbone', report.source, missing=missing, loaded_share=share))
+
+
+def _require_all(report: LoadReport) -> None:
+    missing = [key for key in report.missing if not REL_POS.fullmatch(key)]
+    if not missing:
+        return
+    shapes = [f'{key} ({report.ignored[key]})' for key in missing if key in report.ignored]
+    raise ValueError(
+        f'{report.source}: {report.model} cannot be evaluated with it, {len(missing)} of its '
+        f'parameters would be random: {shorten(shapes or missing)}; train it first, or take a '
+        'checkpoint and a config that fit'
+    )
+
+
+def _evaluates(runner: Runner) -> bool:
+    """Whether the runner tests or validates and does not train."""
+    built = {
+        kind: isinstance(getattr(runner, f'_{kind}_loop', None), BaseLoop)
+        for kind in ('train', 'val', 'test')
+    }
+    return (built['val'] or built['test']) and not built['train']
