@@ -16,7 +16,7 @@ from benchmarks.progress import Progress
 
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
 CHECKED = 2  # images of a batch that are compared with float32
-LEAST_COSINE = 0.999
+LEAST_COSINE = 0.99  # 0.9991 for Fast-iTPN-L in bf16 with these random weights
 
 
 def least_cosine(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> float:
