@@ -4,9 +4,11 @@ import json
 import re
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from itpn_mm.backbones import FastiTPN, HiViT
+from itpn_mm.registry import MODELS
 
 from .golden import DATA
 from .test_configs import DISTILLATION, assert_trained, check_common, fields, read
@@ -86,6 +88,15 @@ def test_name_says_what_it_holds(name):
     assert (optimizer.lr, optimizer.weight_decay) == (1.5e-3, 0.05)
     assert tuple(optimizer.betas) == (0.9, 0.98)
     assert cfg.optim_wrapper.get('clip_grad') == (dict(max_norm=3.0) if fast else None)
+
+
+@pytest.mark.parametrize(('arch', 'millions'), [('base', 88.74), ('large', 307.06)])
+def test_numbers_of_parameters_are_the_released_ones(arch, millions):
+    cfg = read(f'itpn-clip-b_hivit-{arch}-p16_8xb256-amp-coslr-300e_in1k')
+    cfg.model.teacher = None
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
 
 
 @pytest.mark.parametrize('name', DISTILLATION)
