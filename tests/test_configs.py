@@ -306,9 +306,8 @@ def write_for_processes(name: str, tmp_path: Path, **changes) -> Path:
     return path
 
 
-def test_two_processes_stay_equal(tmp_path):
-    """Three steps with an image each: gradients are averaged, parameters and teacher stay equal."""
-    path = write_for_processes(PRETRAINING[0], tmp_path)
+def run_two_processes(path: Path, tmp_path: Path) -> list[dict]:
+    """What each of two processes that train the config at `path` had at the start and the end."""
     script = ROOT / 'tests' / 'two_processes.py'
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
     command = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0']
@@ -317,7 +316,13 @@ def test_two_processes_stay_equal(tmp_path):
         [sys.executable, *map(str, command)], env=env, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f'rank{rank}.pt') for rank in range(2))
+    return [torch.load(tmp_path / f'rank{rank}.pt') for rank in range(2)]
+
+
+def test_two_processes_stay_equal(tmp_path):
+    """Three steps with an image each: gradients are averaged, parameters and teacher stay equal."""
+    path = write_for_processes(PRETRAINING[0], tmp_path)
+    first, second = run_two_processes(path, tmp_path)
     assert first['losses'] != second['losses']  # an image and a mask of its own each
     for part in ('start', 'end'):
         assert first[part].keys() == second[part].keys()

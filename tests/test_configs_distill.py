@@ -5,13 +5,21 @@ import re
 
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 from itpn_mm.backbones import FastiTPN, HiViT
 from itpn_mm.registry import MODELS
 
 from .golden import DATA
-from .test_configs import DISTILLATION, assert_trained, check_common, fields, read
+from .test_configs import (
+    DISTILLATION,
+    assert_trained,
+    check_common,
+    fields,
+    read,
+    run_two_processes,
+    write_for_processes,
+)
 from .tiny_configs import shrink, train
 from .tiny_teachers import TEACHERS
 
@@ -124,6 +132,54 @@ def test_config_trains_a_step(name, tmp_path):
         assert decays[parameter] == (0 if plain else 0.05), key
 
 
+@pytest.mark.parametrize(
+    ('changes', 'losses'),
+    [
+        ({'model.aux_head': None}, ['loss', 'loss_distill']),
+        (
+            {
+                'model.mask_laterals': False,
+                'model.head.positions': 'masked',
+                'model.aux_head.positions': 'masked',
+            },
+            ['loss', 'loss_aux', 'loss_distill'],
+        ),
+    ],
+    ids=['no auxiliary branch', 'as released, masked patches only'],
+)
+def test_variants_of_the_readme(changes, losses, tmp_path):
+    cfg = shrink(read(DISTILLATION[0]), DISTILLATION[0], tmp_path)
+    cfg.merge_from_dict(changes)
+    runner, gradients = train(cfg)
+    assert_trained(cfg, runner, gradients)
+    logged = runner.message_hub.log_scalars
+    assert sorted(k[6:] for k in logged if k.startswith('train/') and 'loss' in k) == losses
+
+
+def test_a_cached_teacher_in_a_config(tmp_path):
+    cfg = shrink(read(DISTILLATION[0]), DISTILLATION[0], tmp_path)
+    cache = tmp_path / 'cache'
+    inner = cfg.model['teacher']
+    cfg.model['teacher'] = dict(type='itpn_mm.CachedTeacher', teacher=inner, cache_dir=str(cache))
+    runner, gradients = train(cfg)
+    assert_trained(cfg, runner, gradients)
+    assert len(list(cache.glob('*/*.safetensors'))) == 2  # the pictures of the step
+    assert not any('teacher' in key for key in runner.model.state_dict())
+
+
+@pytest.mark.slow
+def test_two_processes_stay_equal(tmp_path):
+    """Three steps with an image each; each process has the whole teacher, which is not reduced."""
+    path = write_for_processes(DISTILLATION[0], tmp_path)
+    first, second = run_two_processes(path, tmp_path)
+    assert first['losses'] != second['losses']  # an image and a mask of its own each
+    for part in ('start', 'end'):
+        assert first[part].keys() == second[part].keys()
+        assert all(torch.equal(v, second[part][k]) for k, v in first[part].items())
+    moved = {k.split('.')[0] for k, v in first['end'].items() if not v.equal(first['start'][k])}
+    assert moved == {'mask_token', 'backbone', 'neck', 'decoder', 'head', 'aux_head'}
+
+
 def test_the_rule_of_weight_decay_is_the_authors():
     """Which the test above holds the configs to."""
     table = json.loads((DATA / 'h_clip_pretrain_base.json').read_text())['params']
@@ -152,6 +208,7 @@ def test_the_released_range_of_inputs():
     preprocessor = read(DISTILLATION[0]).model.data_preprocessor
     text = (DATA.parents[2] / 'configs' / 'pretraining' / 'README.md').read_text()
     for key, factor, shift in (('second_mean', 2, 255), ('second_std', 2, 0)):
-        [values] = re.findall(rf"model\.data_preprocessor\.{key}='\[(.*?)\]'", text)
+        [values] = re.findall(rf"model\.data_preprocessor\.{key}='(.*?)'", text)
         expected = [factor * value - shift for value in preprocessor[key]]
-        assert [float(value) for value in values.split(',')] == pytest.approx(expected, abs=5e-4)
+        found = DictAction._parse_iterable(values)  # as `--cfg-options` reads it
+        assert found == pytest.approx(expected, abs=5e-5)

@@ -113,6 +113,10 @@ def test_it_follows_the_model(file):
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin.teacher(x), expected)
         assert twin.teacher.encoder is not model.teacher.encoder
+    with torch.autocast('cpu', torch.bfloat16):
+        lowered = model.teacher(x)
+    assert lowered.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(lowered, expected, dim=-1).min() > 0.99
     model.double()
     assert {v.dtype for v in model.teacher.encoder.state_dict().values()} == {torch.float64}
     torch.testing.assert_close(model.teacher(x.double()).float(), expected, atol=1e-4, rtol=1e-4)
