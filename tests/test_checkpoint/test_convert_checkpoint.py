@@ -89,3 +89,80 @@ def test_other_files_are_refused(convert, tmp_path, state, message):
     done = convert(tmp_path / 'a.pth', tmp_path / 'b.pth')
     assert message in done.error and '\n' not in done.error
     assert not (tmp_path / 'b.pth').exists()
+
+
+def test_to_the_authors_and_back(convert, tmp_path):
+    """Converted there and back again, a file is what it was."""
+    state = authors_state('g08_fast_cls_sharedrelpos')
+    src, ours, back = (tmp_path / name for name in ('a.pth', 'b.safetensors', 'c.pth'))
+    save_authors(src, state)
+    assert convert(src, ours).error is None
+    done = convert(ours, back, '--to', 'authors')
+    assert done.error is None
+    assert 'rel_pos_bias.relative_position_index computed' in done.stdout
+    assert 'q_proj.weight, blocks.4.attn.k_proj.weight, blocks.4.attn.v_proj.weight' in done.stdout
+    assert f'{len(state)} tensors written' in done.stdout
+    found = torch.load(back, weights_only=True)['model']
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
+    sizes = {t.untyped_storage().nbytes() - t.numel() * t.element_size() for t in found.values()}
+    assert sizes == {0}  # no tensor drags a larger one along
+
+
+@pytest.mark.parametrize('to', ['ours', 'authors'])
+@pytest.mark.parametrize('part, prefix', [('backbone', 'backbone.'), ('pyramid', 'neck.')])
+def test_part(convert, tmp_path, part, prefix, to):
+    src = save_authors(tmp_path / 'a.pth', authors_state())
+    done = convert(src, dst := tmp_path / 'b.pth', '--part', part, '--to', to)
+    assert done.error is None
+    ours = {k: v for k, v in remap(authors_state())[0].items() if k.startswith(prefix)}
+    expected = ours if to == 'ours' else remap(ours, to='authors')[0]
+    assert read_checkpoint(dst).keys() == expected.keys()
+    assert ('backbone=dict(' in done.stdout) == (part == 'backbone')
+    assert ('neck=dict(' in done.stdout) == (part == 'pyramid')
+
+
+def test_part_that_is_not_there(convert, tmp_path):
+    src = save_authors(tmp_path / 'a.pth', authors_state('b2_pixel_cls'))
+    done = convert(src, tmp_path / 'b.pth', '--part', 'pyramid')
+    assert done.error == f'{src}: holds no pyramid' and not (tmp_path / 'b.pth').exists()
+
+
+def test_half(convert, tmp_path):
+    src = save_authors(tmp_path / 'a.pth', authors_state('b1_pixel_cls_rpe'))
+    for options in ((), ('--to', 'authors')):
+        done = convert(src, tmp_path / 'b.pth', '--half', *options)
+        assert done.error is None
+        types = {k: t.dtype for k, t in read_checkpoint(tmp_path / 'b.pth').items()}
+        assert types.pop('relative_position_index', torch.int64) == torch.int64
+        assert set(types.values()) == {torch.float16}
+
+
+def test_inspect_writes_nothing(convert, tmp_path):
+    src = save_authors(tmp_path / 'a.pth', authors_state())
+    done = convert(src, '--inspect')
+    assert done.error is None and sorted(tmp_path.iterdir()) == [src]
+    assert f'{src}: the layout of the authors, pre-training with pixels' in done.stdout
+    assert "type='itpn_mm.iTPN'" in done.stdout and f"load_from = '{src}'" in done.stdout
+    assert 'neck: ' in done.stdout and 'types: float32' in done.stdout
+    for arguments in ((src, tmp_path / 'b.pth', '--inspect'), (src,)):
+        assert convert(*arguments).error == '2'  # usage
+    assert sorted(tmp_path.iterdir()) == [src]
+
+
+def test_moving_average(convert, tmp_path):
+    state = authors_state('b2_pixel_cls')
+    average = {key: tensor + 1 for key, tensor in state.items()}
+    torch.save(dict(model=state, model_ema=average), src := tmp_path / 'a.pth')
+    for options, expected in (((), state), (('--ema',), average)):
+        assert convert(src, tmp_path / 'b.pth', *options).error is None
+        found = read_checkpoint(tmp_path / 'b.pth')
+        assert torch.equal(found['head.fc.bias'], expected['head.bias'])
+
+
+def test_what_the_authors_have_not_is_refused(convert, tmp_path):
+    state = {**remap(authors_state())[0], 'backbone.extra': torch.zeros(1)}
+    torch.save(dict(state_dict=state), src := tmp_path / 'a.pth')
+    done = convert(src, tmp_path / 'b.pth', '--to', 'authors')
+    assert 'a.pth: cannot become a file of the authors' in done.error
+    assert not (tmp_path / 'b.pth').exists()

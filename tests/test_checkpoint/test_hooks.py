@@ -9,7 +9,7 @@ from torch import nn
 from itpn_mm.checkpoint import resize_positions
 from tests.golden import assert_matches, load
 
-from .models import backbone
+from .models import backbone, fast_backbone
 
 
 def with_values(model: nn.Module) -> nn.Module:
@@ -134,3 +134,75 @@ def test_golden_loading_of_a_joint_table(case):
     resize_positions(model, state := {'rel_pos.table': fixture[f'in/{case}']})
     expected = fixture[f'out/{case}']
     assert_matches(state['rel_pos.table'], expected, 'i4_rel_pos_table_bicubic', case)
+
+
+@pytest.mark.parametrize(
+    'case', ['table_14_to_14', 'table_14_to_16', 'table_14_to_24', 'table_14_to_8', 'table_4_to_6']
+)
+def test_golden_loading_of_a_joint_table_of_fast_itpn(case):
+    """In geometric progression; the rows of the class token stay as they are."""
+    fixture = load('i3_rel_pos_table_geometric')
+    size = int(case.rpartition('_')[2])
+    model = fast_backbone(img_size=16 * size, cls_token=True, rel_pos_bias='shared')
+    resize_positions(model, state := {'rel_pos.table': fixture[f'in/{case}']})
+    expected = fixture[f'out/{case}']
+    assert torch.equal(state['rel_pos.table'][-3:], fixture[f'in/{case}'][-3:])
+    assert_matches(state['rel_pos.table'], expected, 'i3_rel_pos_table_geometric', case)
+
+
+@pytest.mark.parametrize('case', ['decoupled_14_to_16', 'decoupled_14_to_24', 'decoupled_4_to_6'])
+def test_golden_loading_of_decoupled_tables(case):
+    fixture = load('i3_rel_pos_table_geometric')
+    size = int(case.rpartition('_')[2])
+    model = fast_backbone(img_size=16 * size, cls_token=True, rel_pos_bias='decoupled')
+    table = fixture[f'in/{case}']
+    resize_positions(model, state := {'rel_pos.table_h': table, 'rel_pos.table_w': table})
+    for tensor in state.values():
+        assert_matches(tensor, fixture[f'out/{case}'], 'i3_rel_pos_table_geometric', case)
+
+
+@pytest.mark.parametrize('cls_token', [False, True])
+@pytest.mark.parametrize('kind', [None, 'block', 'shared', 'decoupled'])
+def test_fast_itpn_loads_at_another_grid(kind, cls_token):
+    common = dict(rel_pos_bias=kind, cls_token=cls_token)
+    source = with_values(fast_backbone(**common))
+    target = fast_backbone(img_size=(96, 128), **common)
+    resized = resize_positions(target, state := dict(source.state_dict()))
+    target.load_state_dict(state, strict=True)
+    assert resized['pos_embed'][1] == (1, 48 + cls_token, 32)
+    assert len(resized) == 1 + {None: 0, 'block': 2, 'shared': 1, 'decoupled': 2}[kind]
+    if cls_token:
+        assert torch.equal(target.pos_embed[:, 0], source.pos_embed[:, 0])
+    body = source.pos_embed[:, int(cls_token) :].view(1, 4, 4, 32).permute(0, 3, 1, 2)
+    body = F.interpolate(body, (6, 8), mode='bicubic').flatten(2).transpose(1, 2)
+    torch.testing.assert_close(target.pos_embed[:, int(cls_token) :], body)
+
+
+@pytest.mark.parametrize('cls_token', [False, True])
+@pytest.mark.parametrize(
+    'kind, name',
+    [
+        (None, 'pos_embed'),
+        ('shared', 'rel_pos.table'),
+        ('block', 'stages.2.1.attn.rel_pos.table'),
+        ('decoupled', 'rel_pos.table_w'),
+    ],
+)
+def test_class_token_on_one_side_only(kind, name, cls_token):
+    source = fast_backbone(rel_pos_bias=kind, cls_token=cls_token)
+    target = fast_backbone(rel_pos_bias=kind, cls_token=not cls_token)
+    state = {name: source.state_dict()[name]}
+    theirs, ours = ('with', 'without') if cls_token else ('without', 'with')
+    with pytest.raises(
+        ValueError,
+        match=rf'`{name}` of shape .* is that of a model {theirs} a class token, but this one is '
+        rf'{ours}: build the backbone with `cls_token={cls_token}`',
+    ):
+        resize_positions(target, state)
+
+
+def test_class_token_and_no_such_argument():
+    """HiViT has no class token at all."""
+    state = {'pos_embed': fast_backbone(cls_token=True).state_dict()['pos_embed']}
+    with pytest.raises(ValueError, match='a model with a class token, but this one is without'):
+        resize_positions(backbone(), state)

@@ -1,6 +1,7 @@
 import argparse
 import logging
 import os
+import pickle
 from collections import OrderedDict
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 from safetensors.torch import save_file
 
-from itpn_mm.checkpoint import LoadReport, read_checkpoint
+from itpn_mm.checkpoint import LoadReport, load_pretrained, read_checkpoint
 from itpn_mm.checkpoint.io import _INERT, _Inert
 
-from .models import save_authors
+from .models import backbone, save_authors
 
 STATE = {'a.weight': torch.arange(6.0).view(2, 3), 'b': torch.ones(2000, dtype=torch.half)}
 
@@ -152,6 +153,73 @@ def test_truncated(tmp_path, kind, share):
     with pytest.raises(ValueError, match=f'{path.name}: {cause}') as error:
         read_checkpoint(path)
     assert '\n' not in str(error.value)
+
+
+def test_damaged_archive(tmp_path):
+    """A flipped bit anywhere: torch, which maps the file, would hand out the wrong weights."""
+    state = {f'{i}.weight': torch.randn(500) for i in range(3)}
+    data = write(tmp_path / 'a.pth', dict(model=state)).read_bytes()
+    tensor = data.find(state['1.weight'].numpy().tobytes())
+    places = {
+        'pickle': data.find(b'PK') + 64,
+        'tensor': tensor + 700,
+        'directory': data.rfind(b'PK\x01\x02') + 20,
+    }
+    for i, (name, place) in enumerate(places.items()):
+        assert 0 < place < len(data)
+        damaged = bytearray(data)
+        damaged[place] ^= 0x10
+        (path := tmp_path / f'{i}.pth').write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf'{i}\.pth: .*(damaged|truncated)') as error:
+            read_checkpoint(path)
+        assert '\n' not in str(error.value), name
+
+
+def test_moving_average(tmp_path, monkeypatch):
+    """Of the model by default; the copy is mentioned, and taken when asked for."""
+    messages = []
+    monkeypatch.setattr('itpn_mm.checkpoint.io.print_log', lambda *args: messages.append(args[0]))
+    average = {name: tensor + 1 for name, tensor in STATE.items()}
+    path = write(tmp_path / 'a.pth', dict(model=STATE, model_ema=average))
+    assert_state(read_checkpoint(path))
+    assert 'the weights are those of `model`; it also holds a moving average' in messages[0]
+    found = read_checkpoint(path, ema=True)
+    assert all(torch.equal(found[name], tensor) for name, tensor in average.items())
+    with pytest.raises(ValueError, match=r'b\.pth: holds no moving average of the weights'):
+        read_checkpoint(write(tmp_path / 'b.pth', dict(model=STATE)), ema=True)
+
+
+def test_eight_kinds_of_damage_have_eight_causes(tmp_path):
+    """Each in one line that begins with the file."""
+    whole = write(tmp_path / 'whole.pth', STATE).read_bytes()
+    save_file(STATE, tmp_path / 'whole.safetensors')
+    safe = (tmp_path / 'whole.safetensors').read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.find(STATE['b'].numpy().tobytes()) + 5] ^= 1
+    pickled = pickle.dumps({'weights': [1.0, 2.0]})
+    cases = {
+        'empty.pth': (b'', 'the file is empty'),
+        'page.pth': (b'<!DOCTYPE html><html>Sign in</html>', 'is a web page'),
+        'pointer.pth': (b'version https://git-lfs.github.com/spec/v1\n', 'a Git LFS pointer'),
+        'cut.pth': (whole[: len(whole) // 2], 'the file is truncated'),
+        'flipped.pth': (bytes(flipped), 'the file is damaged'),
+        'cut.safetensors': (safe[:-100], 'not a whole safetensors file'),
+        'pickle.pth': (pickled, 'damaged, truncated or not a checkpoint'),
+    }
+    causes = []
+    for name, (content, cause) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError) as error:
+            read_checkpoint(tmp_path / name)
+        message = str(error.value)
+        assert message.startswith(f'{tmp_path / name}: ') and cause in message
+        assert '\n' not in message
+        causes.append(message.split(': ', 1)[1])
+    write(tmp_path / 'resnet.pth', {'conv1.weight': torch.zeros(3)})
+    with pytest.raises(ValueError, match=r'resnet\.pth: no tensor fits HiViT') as error:
+        load_pretrained(backbone(), str(tmp_path / 'resnet.pth'))
+    causes.append(str(error.value))
+    assert len(set(causes)) == 8
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,17 @@ from itpn_mm.checkpoint import PretrainedModule, load_pretrained, remap
 from itpn_mm.registry import MODELS
 from tests.golden import load, under
 
-from .models import ARCH, authors_state, backbone, neck, pretrained, save_authors, save_ours
+from .models import (
+    ARCH,
+    authors_state,
+    backbone,
+    fast_backbone,
+    fast_pretraining,
+    neck,
+    pretrained,
+    save_authors,
+    save_ours,
+)
 
 ARCH_CFG = dict(type='itpn_mm.HiViT', arch=ARCH, img_size=64)
 NECK_CFG = dict(type='itpn_mm.TransformerPyramidNeck', in_channels=(8, 16, 32), out_channels=16)
@@ -331,6 +341,65 @@ def test_unexplained_names(tmp_path):
 )
 def test_bad_init_cfg(init_cfg, error, message):
     refuse(backbone(init_cfg=dict(type='Pretrained', **init_cfg)), message, error)
+
+
+@pytest.mark.parametrize('half', [False, True])
+def test_fast_pretraining_file_loads_both_parts(tmp_path, half):
+    """As DeepSpeed saves it: under `module`, in half precision."""
+    state = fast_pretraining()
+    if half:
+        state = {key: tensor.half() for key, tensor in state.items()}
+    torch.save(dict(module=state, epoch=3), path := tmp_path / 'a.pt')
+    expected = remap({key: tensor.float() for key, tensor in state.items()})[0]
+    model = fast_backbone(img_size=96, init_cfg=pretrained(path))
+    model.init_weights()
+    assert_part(model, expected, 'backbone.', ['pos_embed'])
+    assert model.pos_embed.shape == (1, 36, 32)
+    pyramid = neck(depth=1, bias=True, init_cfg=pretrained(path))
+    pyramid.init_weights()
+    assert_part(pyramid, expected, 'neck.')
+
+
+def test_fast_file_and_hivit(tmp_path):
+    fast = save_authors(tmp_path / 'fast.pth', fast_pretraining())
+    refuse(
+        backbone(init_cfg=pretrained(fast)),
+        r'fast\.pth: the checkpoint is of a FastiTPN but the model has a HiViT: set backbone\.type='
+        r"'itpn_mm\.FastiTPN'",
+    )
+    plain = save_authors(tmp_path / 'plain.pth', authors_state())
+    refuse(fast_backbone(init_cfg=pretrained(plain)), r"set backbone\.type='itpn_mm\.HiViT'")
+    refuse(
+        fast_backbone(cls_token=True, init_cfg=pretrained(fast)),
+        r'has cls_token=False but .* set backbone\.cls_token=False',
+    )
+    cls_file = save_authors(tmp_path / 'cls.pth', authors_state('g05_fast_cls_meanpool'))
+    refuse(fast_backbone(init_cfg=pretrained(cls_file)), r'set backbone\.cls_token=True')
+
+
+@pytest.mark.parametrize('img_size', [64, 96])
+def test_shared_table_for_every_block(tmp_path, img_size):
+    """The authors' loader does it, too."""
+    state = authors_state('g08_fast_cls_sharedrelpos')
+    path = save_authors(tmp_path / 'a.pth', state)
+    model = fast_backbone(img_size=img_size, cls_token=True, rel_pos_bias='block')
+    report = load_pretrained(model, str(path))
+    assert report.copied == {'rel_pos.table': 2} and not report.missing
+    assert 'copied:     rel_pos.table to 2 blocks' in str(report)
+    tables = [block.attn.rel_pos.table for block in model.stages[2]]
+    assert torch.equal(*tables) and tables[0] is not tables[1]
+    if img_size == 64:
+        table = state['rel_pos_bias.relative_position_bias_table']
+        assert torch.equal(tables[0], table)
+    with torch.no_grad():
+        tables[0].zero_()
+    assert tables[1].any()  # not one tensor in two places
+
+
+def test_tables_of_blocks_are_no_shared_table(tmp_path):
+    path = save_authors(tmp_path / 'a.pth', authors_state('g07_fast_cls_relpos'))
+    report = load_pretrained(fast_backbone(cls_token=True, rel_pos_bias='shared'), str(path))
+    assert report.missing == ['rel_pos.table'] and not report.copied
 
 
 def test_any_module_can_load(tmp_path):

@@ -83,13 +83,13 @@ def shapes(state) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
-def test_every_table_is_tested():
+def test_every_table_of_keys_is_tested():
     assert {path.stem for path in KEYS.glob('*.json')} == {*MODELS, *FAST_MODELS}
     assert len(MODELS) + len(FAST_MODELS) == 39
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_table_maps_onto_the_model(name):
+def test_keys_map_onto_the_model(name):
     backbone_kwargs, depth, parts = MODELS[name]
     table = read_table(name)
     state, report = remap(table)
@@ -118,7 +118,7 @@ def test_table_maps_onto_the_model(name):
 
 
 @pytest.mark.parametrize('name', FAST_MODELS)
-def test_table_maps_onto_the_fast_model(name):
+def test_keys_map_onto_the_fast_model(name):
     table = read_table(name)
     state, report = remap(table)
     assert report.layout == 'authors' and not report.unexplained
@@ -135,7 +135,7 @@ def test_table_maps_onto_the_fast_model(name):
 
 
 @pytest.mark.parametrize('name', [*MODELS, *FAST_MODELS])
-def test_table_becomes_itself_again(name):
+def test_keys_become_themselves_again(name):
     table = read_table(name)
     state, _ = remap(table)
     again, report = remap(state, to='authors')
@@ -145,7 +145,7 @@ def test_table_becomes_itself_again(name):
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_table_fits_its_model_only(name):
+def test_keys_fit_their_model_only(name):
     """The large files are refused by a base model, with the argument to change; and vice versa."""
     backbone_kwargs, _, _ = MODELS[name]
     state = under(remap(read_table(name))[0], 'backbone.')

@@ -50,7 +50,7 @@ def load_strictly(state: dict, released: bool = True) -> tuple[dict, nn.Module]:
 
 
 @pytest.mark.parametrize('name', TABLES)
-def test_released_model(name):
+def test_released_model_of_keys(name):
     """Strictly: nothing missing, nothing left over."""
     pytest.importorskip('mmpretrain')
     state = remap(read_table(name))[0]
