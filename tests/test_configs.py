@@ -29,6 +29,7 @@ DISTILLATION = [name for name in PRETRAINING if name.startswith('itpn-clip-')]
 PRETRAINING = [name for name in PRETRAINING if name not in DISTILLATION]
 DETECTION = [name for name, path in PATHS.items() if path.parent.name == 'detection']
 CLASSIFICATION = [name for name, path in PATHS.items() if path.parent.name == 'classification']
+DEMO = [name for name, path in PATHS.items() if path.parent.name == 'demo']
 
 PRETRAINING_NAME = re.compile(
     r'itpn-pixel_hivit-(?P<arch>tiny|small|base|large|demo)-p16'
@@ -79,8 +80,9 @@ def check_common(cfg: Config, name: dict, scope: str) -> None:
 
 def test_the_list_of_configs():
     assert len(PRETRAINING) >= 17 and len(DETECTION) >= 6
-    # Those of `classification` have tests of their own, test_configs_classification.py.
-    tested = {*PRETRAINING, *DISTILLATION, *DETECTION, *CLASSIFICATION}
+    # `classification` and `demo` have tests of their own: test_configs_classification.py and
+    # test_demo_digits.py.
+    tested = {*PRETRAINING, *DISTILLATION, *DETECTION, *CLASSIFICATION, *DEMO}
     assert tested == set(PATHS), 'a folder without tests'
     for arch in ('tiny', 'small', 'base', 'large'):
         for epochs in (300, 400, 800, 1600):
@@ -363,14 +365,17 @@ def test_metafile(metafile):
         assert model['Config'] == f'{folder}/{model["Name"]}.py'
         assert (ROOT / model['Config']).is_file()
         assert model['In Collection'] in collections
-        assert model['Metadata']['Epochs'] == read(model['Name']).train_cfg.max_epochs
+        loop = read(model['Name']).train_cfg
+        length = loop.get('max_epochs', loop.get('max_iters'))
+        key = 'Epochs' if 'max_epochs' in loop else 'Iterations'
+        assert model['Metadata'][key] == length
         assert 'Weights' not in model  # there are none
         for result in model.get('Results', ()):  # no figure is ours
             assert model['Metadata']['Source of Results'].startswith('paper, Table ')
             assert all(metric.endswith(' (paper)') for metric in result['Metrics'])
 
 
-@pytest.mark.parametrize('folder', ['pretraining', 'detection', 'classification'])
+@pytest.mark.parametrize('folder', ['pretraining', 'detection', 'classification', 'demo'])
 def test_readme_of_a_folder_names_its_configs(folder):
     text = (ROOT / 'configs' / folder / 'README.md').read_text()
     named = set()
