@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.logging import MMLogger
+from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from safetensors.torch import save_file
@@ -294,8 +294,11 @@ class Malicious:
 class Attribute:
     """The first step from names that checkpoints may hold to any function there is."""
 
+    def __init__(self, owner: type) -> None:
+        self.owner = owner
+
     def __reduce__(self):
-        return getattr, (argparse.Namespace, '__init__')
+        return getattr, (self.owner, '__init__')
 
 
 @pytest.mark.parametrize('resume', [False, True])
@@ -309,8 +312,9 @@ def test_hostile_file_does_not_run(tmp_path, resume):
     assert not trap.exists()
 
 
-def test_resuming_refuses_getattr_on_anything(tmp_path):
-    torch.save(dict(state_dict={}, meta=Attribute()), path := tmp_path / 'a.pth')
+@pytest.mark.parametrize('owner', [argparse.Namespace, HistoryBuffer])
+def test_resuming_refuses_getattr_on_anything(tmp_path, owner):
+    torch.save(dict(state_dict={}, meta=Attribute(owner)), path := tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=r'a\.pth: .* asks for `builtins\.getattr`'):
         load_into(Classifier(HiViT(ARCH, img_size=64)), path, tmp_path, resume=True)
 
