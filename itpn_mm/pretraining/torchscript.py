@@ -78,8 +78,10 @@ class _Unpickler(pickle.Unpickler):
             return _rebuild_tensor
         if module == 'torch' and name in DTYPES:
             return DTYPES[name]
-        if module == 'torch.jit._pickle' and name.startswith('build_'):
-            return lambda values: values  # lists of numbers or tensors
+        if module == 'torch.jit._pickle':
+            return lambda value, *_: value  # lists and dicts, with their types
+        if (module, name) == ('torch', 'device'):
+            return str
         if (module, name) == ('collections', 'OrderedDict'):
             return OrderedDict
         raise pickle.UnpicklingError(f'asks for `{module}.{name}`, which is not read')

@@ -71,6 +71,8 @@ def save_torchscript(path: Path, state: dict[str, Tensor]) -> None:
         tensor = tensor.half() if index % 2 else tensor
         module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
     root.register_buffer('input_resolution', torch.tensor(224))
+    # What else a module may hold, and an archive names functions for.
+    root.numbers, root.names, root.device = [1, 2], {'one': [1.5]}, torch.device('cpu')
     torch.jit.save(torch.jit.script(root), path)
 
 
