@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -25,7 +26,7 @@ import demo_digits  # noqa: E402
 from demo_data import archives, digits  # noqa: E402
 from demo_data.archives import ArchiveError, ArchiveReader  # noqa: E402
 from demo_run import digits_plan, digits_report, knn  # noqa: E402
-from demo_run.parallel import DONE, Progress, run_parallel  # noqa: E402
+from demo_run.parallel import BEGIN, DONE, Progress, run_parallel  # noqa: E402
 from demo_run.steps import StepError  # noqa: E402
 
 ROWS = 1797
@@ -298,7 +299,7 @@ def test_progress_counts_tasks_and_time(tmp_path, capsys):
     assert 'something else' in (tmp_path / 'a.log').read_text()
 
 
-def test_time_left_is_in_proportion(monkeypatch):
+def test_time_left_is_in_proportion(monkeypatch, capsys):
     progress = Progress({'a/x': 1.0, 'a/y': 3.0, 'a/z': 6.0})
     assert progress.left() is None
     progress.finish('a/x', 'complete')  # before this run: says nothing about the speed
@@ -306,6 +307,11 @@ def test_time_left_is_in_proportion(monkeypatch):
     progress.finish('a/y', 'all 1.0')
     monkeypatch.setattr('time.monotonic', lambda: progress.start + 30)
     assert progress.left() == pytest.approx(60)
+    progress.line('a', f'{BEGIN}a/z\n')
+    progress.line('a', 'INFO - Iter(train) [ 50/100]  eta: 0:00:30  loss: 0.1')
+    assert progress.left() == pytest.approx(15)
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == '   [ 2/3  0:00:30  eta 0:00:15] a/z 50/100'
 
 
 def test_failed_command_names_its_log(tmp_path):
@@ -318,6 +324,16 @@ def test_failed_command_names_its_log(tmp_path):
     ):
         run_parallel(commands, 1, tmp_path, Progress({}))
     assert not (tmp_path / 'next.log').exists()
+
+
+def test_failure_ends_what_runs_beside_it(tmp_path):
+    slow = [sys.executable, '-c', 'import time; print("on", flush=True); time.sleep(60)']
+    bad = [sys.executable, '-c', 'import time; time.sleep(1); raise SystemExit(3)']
+    start = time.monotonic()
+    with pytest.raises(StepError, match=r'bad failed \(exit status 3\)'):
+        run_parallel({'slow': slow, 'bad': bad}, 2, tmp_path, Progress({}))
+    assert time.monotonic() - start < 30
+    assert (tmp_path / 'slow.log').read_text() == 'on\n'
 
 
 @pytest.fixture

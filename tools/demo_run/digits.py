@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from .digits_plan import CONFIGS, LABELS, PRETRAINED, list_of, tasks_of
 from .knn import accuracy, classify, extract_features
-from .parallel import DONE
+from .parallel import BEGIN, DONE
 from .steps import ROOT, digest, digest_files
 
 # --smoke: every task, hardly any training.
@@ -56,18 +56,19 @@ class Chain:
 
     def once(self, task: str, run: Callable[[], dict]) -> None:
         """Run a task unless its file says that it is complete, and say so."""
-        path = self.folder / f'{task}.json'
+        path, name = self.folder / f'{task}.json', f'{self.name}/{task}'
         old = json.loads(path.read_text()) if path.exists() else {}
         if old.get('key') == self.key:
             said = 'complete'
         else:
+            print(f'{BEGIN}{name}', flush=True)
             start = time.monotonic()
             result = run()
             seconds = round(time.monotonic() - start, 1)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({'key': self.key, 'seconds': seconds, 'result': result}))
-            said = ', '.join(f'{name} {value:.1f}' for name, value in result.items())
-        print(f'{DONE}{self.name}/{task}: {said}', flush=True)
+            said = ', '.join(f'{key} {value:.1f}' for key, value in result.items())
+        print(f'{DONE}{name}: {said}', flush=True)
 
     def pretrain(self) -> dict:
         """Pre-train on the pool that the start is named after; the mean of the last losses."""

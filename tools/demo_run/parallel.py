@@ -11,7 +11,8 @@ from pathlib import Path
 
 from .steps import ROOT, StepError, clock
 
-DONE = 'task done: '  # what a command prints at the start of a line when a task is complete
+# What a command prints at the start of a line when it begins a task and when that is complete.
+BEGIN, DONE = 'task begins: ', 'task done: '
 STATUS_SECONDS = 10
 # mmengine's line of a training that counts iterations.
 ITERATION = re.compile(r'Iter\(train\) \[ *(\d+)/(\d+)\]')
@@ -25,40 +26,45 @@ class Progress:
     """
 
     def __init__(self, costs: Mapping[str, float]) -> None:
-        self.costs, self.done = costs, 0.0
-        self.number = 0
-        self.running: dict[str, str] = {}
+        self.costs, self.number = costs, 0
+        # Costs of what was done, and of what was complete before and says nothing about the speed.
+        self.done = self.skipped = 0.0
+        # By command: its task, how far that is, and the iterations as they are shown.
+        self.running: dict[str, tuple[str, float, str]] = {}
+        self.lock = threading.Lock()
         self.start = self.shown = time.monotonic()
-        # What was complete before says nothing about the speed.
-        self.lock, self.skipped = threading.Lock(), 0.0
 
     def line(self, command: str, line: str) -> None:
         """Take a line of a command's output."""
         with self.lock:
             iteration = ITERATION.search(line)
-            if line.startswith(DONE):
-                name, _, said = line.removeprefix(DONE).strip().partition(': ')
-                self.finish(name, said)
-            elif iteration:
-                self.running[command] = f'{command} {iteration[1]}/{iteration[2]}'
+            if line.startswith(BEGIN):
+                self.running[command] = (line.removeprefix(BEGIN).strip(), 0.0, '')
+            elif line.startswith(DONE):
+                self.running.pop(command, None)
+                self.finish(*line.removeprefix(DONE).strip().split(': ', 1))
+            elif iteration and command in self.running:
+                number, total = int(iteration[1]), int(iteration[2])
+                task = self.running[command][0]
+                self.running[command] = (task, number / total, f'{number}/{total}')
                 if time.monotonic() - self.shown > STATUS_SECONDS:
-                    self.show(', '.join(self.running.values()))
+                    self.show(', '.join(f'{task} {at}' for task, _, at in self.running.values()))
 
     def finish(self, name: str, said: str) -> None:
         """Note that a task is complete."""
         self.number += 1
         self.done += self.costs[name]
-        if said.startswith('complete'):
+        if said == 'complete':
             self.skipped += self.costs[name]
         self.show(f'{name}: {said}')
 
     def left(self) -> float | None:
-        """Seconds that are left, if the tasks so far took as long as they were expected to."""
-        worked = self.done - self.skipped
-        if not worked:
+        """Seconds that are left, if all goes on as it went; None at the beginning."""
+        done = self.done + sum(self.costs[task] * at for task, at, _ in self.running.values())
+        if done <= self.skipped:
             return None
         elapsed = time.monotonic() - self.start
-        return elapsed * (sum(self.costs.values()) - self.done) / worked
+        return elapsed * (sum(self.costs.values()) - done) / (done - self.skipped)
 
     def show(self, said: str) -> None:
         """Print a line."""
@@ -83,47 +89,54 @@ def run_parallel(
         StepError: A command failed; the message names its log and quotes its last lines.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    processes: list[subprocess.Popen] = []
+    group = _Group(logs, progress)
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [
-            pool.submit(_execute, name, command, logs / f'{name}.log', progress, processes)
-            for name, command in commands.items()
-        ]
+        futures = [pool.submit(group.execute, *item) for item in commands.items()]
         try:
             for future in as_completed(futures):
                 future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
+            group.stop()
             raise
 
 
-def _execute(
-    name: str,
-    command: Sequence[str],
-    log: Path,
-    progress: Progress,
-    processes: list[subprocess.Popen],
-) -> None:
-    environment = {**os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'}
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors='replace',
-    )
-    processes.append(process)
-    with log.open('w') as file, process.stdout:
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            progress.line(name, line)
-    progress.running.pop(name, None)
-    if process.wait():
-        tail = '\n'.join(f'   | {line}' for line in log.read_text().splitlines()[-12:])
-        raise StepError(f'{name} failed (exit status {process.returncode}); log: {log}\n{tail}')
+class _Group:
+    """Commands that stop together."""
+
+    def __init__(self, logs: Path, progress: Progress) -> None:
+        self.logs, self.progress = logs, progress
+        self.stopped = threading.Event()
+        self.processes: list[subprocess.Popen] = []
+
+    def execute(self, name: str, command: Sequence[str]) -> None:
+        """Run a command to its end, unless the group was stopped. Raises StepError."""
+        if self.stopped.is_set():
+            return
+        log = self.logs / f'{name}.log'
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, 'PYTHONUNBUFFERED': '1', 'OMP_NUM_THREADS': '1'},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+        )
+        self.processes.append(process)
+        with log.open('w') as file, process.stdout:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                self.progress.line(name, line)
+        if process.wait() and not self.stopped.is_set():
+            self.stopped.set()
+            tail = '\n'.join(f'   | {line}' for line in log.read_text().splitlines()[-12:])
+            status = process.returncode
+            raise StepError(f'{name} failed (exit status {status}); log: {log}\n{tail}')
+
+    def stop(self) -> None:
+        """End what runs, and begin nothing more."""
+        self.stopped.set()
+        for process in self.processes:
+            process.terminate()
