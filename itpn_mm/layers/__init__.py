@@ -2,6 +2,7 @@
 
 from .attention import Attention, QKVLinear
 from .block import AttentionBlock, DropPath, LayerScale, MlpBlock
+from .linear import Linear
 from .mlp import Mlp, SwiGLU
 from .patch import PatchEmbed, PatchMerge, PatchSplit, gather_patches, patchify, unpatchify
 from .position import (
@@ -23,6 +24,7 @@ __all__ = [
     'DecoupledRelativePositionBias',
     'DropPath',
     'LayerScale',
+    'Linear',
     'Mlp',
     'MlpBlock',
     'PatchEmbed',

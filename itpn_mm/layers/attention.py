@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear, linear
 from .position import TokenGrid
 
 
-class QKVLinear(nn.Linear):
+class QKVLinear(Linear):
     """One GEMM to queries, keys and values (..., C) -> (..., 3 * C), with no bias of the keys.
 
     A bias of the keys shifts all logits of a query alike, so softmax does not see it (BEiT).
@@ -20,7 +21,7 @@ class QKVLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return F.linear(x, self.weight, bias)
+        return linear(x, self.weight, bias)
 
 
 class Attention(nn.Module):
@@ -52,9 +53,9 @@ class Attention(nn.Module):
         if qkv_bias and not k_bias:
             self.qkv = QKVLinear(dim)
         else:
-            self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+            self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.rel_pos = rel_pos
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(

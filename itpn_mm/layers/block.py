@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
+from .linear import is_eager_cpu_inference
 from .mlp import Mlp, SwiGLU
 from .position import TokenGrid
 
@@ -82,7 +83,7 @@ class MlpBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._runs_in_slices(x):
+        if not self.training and is_eager_cpu_inference(x):
             out = torch.empty(x.shape, dtype=x.dtype)
             slices = (t.flatten(0, -2).split(SLICE_TOKENS) for t in (x, out))
             for tokens, target in zip(*slices, strict=True):
@@ -92,12 +93,6 @@ class MlpBlock(nn.Module):
 
     def _branch(self, x: Tensor) -> Tensor:
         return self.ls2(self.mlp(self.norm2(x)))
-
-    def _runs_in_slices(self, x: Tensor) -> bool:
-        """Whether to go through the tokens in slices: inference on a CPU, in eager mode."""
-        if self.training or torch.is_grad_enabled() or x.device.type != 'cpu':
-            return False
-        return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 class AttentionBlock(MlpBlock):

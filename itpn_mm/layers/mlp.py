@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear
+
 
 def _sub_norm(dim: int, sub_norm: bool, norm_eps: float) -> nn.Module:
     return nn.LayerNorm(dim, norm_eps) if sub_norm else nn.Identity()
@@ -28,10 +30,10 @@ class Mlp(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc1 = Linear(dim, hidden_dim)
         self.act = nn.GELU()
         self.norm = _sub_norm(hidden_dim, sub_norm, norm_eps)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,9 +55,9 @@ class SwiGLU(nn.Module):
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, 2 * hidden_dim)
+        self.fc1 = Linear(dim, 2 * hidden_dim)
         self.norm = _sub_norm(hidden_dim, sub_norm, norm_eps)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ wide*: ``(B, 3, V * patch, patch)``. Every module below treats it like any other
 there is no masked copy of anything.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .linear import Linear, linear
 
 
 def gather_patches(img: Tensor, keep: Tensor, patch_size: int) -> Tensor:
@@ -76,7 +77,7 @@ class PatchEmbed(nn.Module):
             .permute(0, 2, 4, 1, 3, 5)
             .reshape(-1, c * s * s)
         )
-        x = F.linear(cells, self.proj.weight.flatten(1), self.proj.bias)
+        x = linear(cells, self.proj.weight.flatten(1), self.proj.bias)
         return self.norm(x).view(n, height // s, width // s, -1)
 
 
@@ -98,7 +99,7 @@ class PatchMerge(nn.Module):
         super().__init__()
         self.norm_first = norm_first
         self.norm = nn.LayerNorm(dim if norm_first else 4 * dim, norm_eps)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=norm_first)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=norm_first)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H / 2, W / 2, 2 * C)."""
@@ -121,7 +122,7 @@ class PatchSplit(nn.Module):
     def __init__(self, dim: int, out_dim: int, bias: bool = False, norm_eps: float = 1e-6) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, norm_eps)
-        self.expand = nn.Linear(dim, 4 * out_dim, bias=bias)
+        self.expand = Linear(dim, 4 * out_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, 2 * H, 2 * W, C_out)."""

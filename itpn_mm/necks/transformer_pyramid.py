@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from itpn_mm.checkpoint.pretrained import PretrainedModule
-from itpn_mm.layers import MlpBlock, PatchSplit
+from itpn_mm.layers import Linear, MlpBlock, PatchSplit
 from itpn_mm.layers.arguments import are_sizes
 from itpn_mm.registry import MODELS
 
@@ -106,13 +106,13 @@ class TransformerPyramidNeck(PretrainedModule):
             if stride < self._levels[0]:
                 continue
             above = channels[top] if 2 * stride == top else out_channels
-            self.laterals[f'p{stride}'] = nn.Linear(channels[stride], out_channels, bias=bias)
+            self.laterals[f'p{stride}'] = Linear(channels[stride], out_channels, bias=bias)
             self.splits[f'p{stride}'] = PatchSplit(above, out_channels, bias, norm_eps)
             self.blocks[f'p{stride}'] = nn.Sequential(
                 *(MlpBlock(out_channels, mlp_ratio, norm_eps=norm_eps) for _ in range(num_blocks))
             )
         if top in self._levels and channels[top] != out_channels:
-            self.laterals[f'p{top}'] = nn.Linear(channels[top], out_channels)
+            self.laterals[f'p{top}'] = Linear(channels[top], out_channels)
         self.outputs = nn.ModuleDict(
             {f'p{s}': MlpBlock(out_channels, mlp_ratio, norm_eps=norm_eps) for s in self._levels}
         )
