@@ -63,8 +63,8 @@ def adapt_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
             run is to be resumed from it.
     """
     source = str(runner._load_from).removeprefix(SCHEME)
-    state = take_state(checkpoint, source)
-    state, remapped = remap(state)
+    original = take_state(checkpoint, source)
+    state, remapped = remap(original)
     if runner._resume:
         if remapped.layout == 'authors':
             raise ValueError(
@@ -90,6 +90,10 @@ def adapt_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
     loaded = {key: state[key] for key in report.loaded}
     if 'state_dict' not in checkpoint:
         checkpoint.clear()
+    if loaded.keys() != original.keys() or any(loaded[k] is not original[k] for k in loaded):
+        # mmengine's EMA hooks would exchange this one, tensor by tensor, for what was fitted; it
+        # is the model before averaging, and without it they start from what is loaded
+        checkpoint.pop('ema_state_dict', None)
     checkpoint['state_dict'] = loaded
 
 

@@ -182,6 +182,34 @@ def test_head_of_other_classes(tmp_path, log):
         runner.test()
 
 
+@pytest.mark.parametrize('num_classes', [CLASSES, 3])
+@pytest.mark.parametrize('hook', ['EMAHook', 'mmpretrain.EMAHook'])
+def test_with_a_moving_average(tmp_path, hook, num_classes):
+    """Hooks of the hosts take the averaged weights from the file, or start from what was fitted."""
+    pytest.importorskip(hook.split('.')[0] if '.' in hook else 'mmengine')
+    hooks = [dict(type='itpn_mm.PreflightHook'), dict(type=hook, momentum=0.5)]
+    runner = make_runner(
+        Classifier(HiViT(ARCH, img_size=64)), tmp_path, custom_hooks=hooks, load_from=None
+    )
+    runner.train()
+    path = tmp_path / 'run' / 'epoch_2.pth'
+    saved = torch.load(path, weights_only=False)
+    assert 'ema_state_dict' in saved
+    model = Classifier(HiViT(ARCH, img_size=64), num_classes)
+    runner = make_runner(model, tmp_path, custom_hooks=hooks, load_from=str(path))
+    if num_classes == CLASSES:
+        scores = runner.test()['first']
+        expected = Classifier(HiViT(ARCH, img_size=64)).eval()
+        expected.load_state_dict(saved['state_dict'])  # where mmengine saves the average
+        with torch.no_grad():
+            image = torch.stack([Images()[i]['inputs'] for i in range(2)])
+            assert scores == pytest.approx(expected(image)[0][0, 0].item(), rel=1e-5)
+        return
+    runner.train()
+    (average,) = (h.ema_model for h in runner.hooks if 'EMA' in type(h).__name__)
+    assert average.module.head['fc'].weight.shape == (3, 32)
+
+
 def test_pretraining_file_into_a_classifier(tmp_path, log):
     path = save(tmp_path / 'a.pth', authors_state('a1_pixel_pretrain'))
     model = load_into(Classifier(HiViT(ARCH, img_size=64)), path, tmp_path)
