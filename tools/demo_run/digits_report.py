@@ -143,7 +143,7 @@ def make_table(summary: dict) -> str:
 
 def draw(found: Accuracies, path: Path) -> None:
     """Draw top-1 over the number of labels, a panel a method, bars of a standard deviation."""
-    figure = Figure(figsize=(13, 4.4), layout='constrained')
+    figure = Figure(figsize=(13, 4.8), layout='constrained')
     panels = figure.subplots(1, len(found), sharey=True)
     places = range(len(LABELS))
     for axes, (method, starts) in zip(panels, found.items()):
@@ -163,10 +163,10 @@ def draw(found: Accuracies, path: Path) -> None:
                 **style,
             )
         axes.set_title(METHODS[method])
-        axes.set_xticks(places, [number if number == 'all' else f'{number}' for number in LABELS])
+        axes.set_xticks(places, LABELS)
         axes.set_xlabel('labels per class')
         axes.grid(alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
     panels[0].set_ylabel('top-1 on held-out forms, percent')
-    panels[0].legend(frameon=False, fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
     figure.savefig(path, dpi=100, bbox_inches='tight', pad_inches=0.15)
