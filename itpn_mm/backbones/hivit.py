@@ -21,8 +21,9 @@ from itpn_mm.layers import (
     resize_pos_embed,
     sincos_pos_embed,
 )
-from itpn_mm.layers.arguments import are_sizes
 from itpn_mm.registry import MODELS
+
+from .arguments import parse_arch, parse_grid, parse_out_indices
 
 
 @MODELS.register_module()
@@ -103,12 +104,12 @@ class HiViT(PretrainedModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        arch = self._parse_arch(arch)
+        arch = parse_arch(arch, self.arch_zoo)
         self.embed_dims, self.depths = arch['embed_dims'], tuple(arch['depths'])
         num_heads = arch['num_heads']
         self.patch_size = patch_size
-        self.grid = self._parse_grid(img_size, patch_size)
-        self.out_indices = self._parse_out_indices(out_indices)
+        self.grid = parse_grid(img_size, patch_size)
+        self.out_indices = parse_out_indices(out_indices)
         if rel_pos_bias not in self.rel_pos_kinds:
             raise ValueError(
                 f'`rel_pos_bias` must be one of {self.rel_pos_kinds}, but got {rel_pos_bias!r}'
@@ -205,59 +206,6 @@ class HiViT(PretrainedModule):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-    @classmethod
-    def _parse_arch(cls, arch: str | dict) -> dict:
-        if isinstance(arch, str):
-            if arch not in cls.arch_zoo:
-                raise ValueError(
-                    f'`arch` must be a dict or one of {sorted(cls.arch_zoo)}, but got {arch!r}'
-                )
-            return cls.arch_zoo[arch]
-        keys = {'embed_dims', 'depths', 'num_heads'}
-        if not isinstance(arch, dict) or set(arch) != keys:
-            raise ValueError(
-                f'`arch` must be a name or a dict with exactly the keys {sorted(keys)}, '
-                f'but got {arch!r}'
-            )
-        depths = arch['depths']
-        if not are_sizes(depths) or len(depths) != 3:
-            raise ValueError(
-                f"`arch['depths']` must be three numbers of at least 1, but got {depths!r}"
-            )
-        for key in ('embed_dims', 'num_heads'):
-            if not are_sizes([arch[key]]):
-                raise ValueError(
-                    f"`arch['{key}']` must be a number of at least 1, but got {arch[key]!r}"
-                )
-        if arch['embed_dims'] % 4 or arch['embed_dims'] % arch['num_heads']:
-            raise ValueError(
-                "`arch['embed_dims']` must be a multiple of 4 and of `num_heads`, but got "
-                f'{arch["embed_dims"]} '
-                f'with {arch["num_heads"]} heads'
-            )
-        return arch
-
-    @staticmethod
-    def _parse_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
-        if patch_size < 4 or patch_size % 4:
-            raise ValueError(f'`patch_size` must be a positive multiple of 4, but got {patch_size}')
-        size = (img_size, img_size) if isinstance(img_size, int) else img_size
-        if not are_sizes(size) or len(size) != 2 or any(n % patch_size for n in size):
-            raise ValueError(
-                '`img_size` must be one or two positive multiples of '
-                f'patch_size={patch_size}, but got {img_size!r}'
-            )
-        return size[0] // patch_size, size[1] // patch_size
-
-    @staticmethod
-    def _parse_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-        indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
-        if not indices or indices != tuple(i for i in (0, 1, 2) if i in indices):
-            raise ValueError(
-                f'`out_indices` must be rising and out of (0, 1, 2), but got {out_indices!r}'
-            )
-        return indices
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) -> maps (B, C, H / s, W / s) of the stages ``out_indices``.
