@@ -7,21 +7,22 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 
-from itpn_mm.backbones import HiViT
+from itpn_mm.backbones import FastiTPN, HiViT
 from itpn_mm.necks import TransformerPyramidNeck
 
 HOSTS = ('mmpretrain', 'mmdet', 'mmseg', 'mmrotate')
 ARCH = dict(embed_dims=16, depths=[1, 1, 1], num_heads=2)
 
 
+@pytest.mark.parametrize('kind', [HiViT, FastiTPN])
 @pytest.mark.parametrize('host', [None, 'mmengine', *HOSTS])
-def test_types_build_from_every_scope(host):
+def test_types_build_from_every_scope(host, kind):
     registry = ROOT
     if host in HOSTS:
         pytest.importorskip(host)
         registry = importlib.import_module(f'{host}.registry').MODELS
     with DefaultScope.overwrite_default_scope(host):
-        backbone = registry.build(ConfigDict(type='itpn_mm.HiViT', arch=ARCH, img_size=64))
+        backbone = registry.build(ConfigDict(type=f'itpn_mm.{kind.__name__}', arch=ARCH, img_size=64))
         neck = registry.build(
             ConfigDict(
                 type='itpn_mm.TransformerPyramidNeck',
@@ -29,7 +30,7 @@ def test_types_build_from_every_scope(host):
                 out_channels=8,
             )
         )
-    assert type(backbone) is HiViT
+    assert type(backbone) is kind
     assert type(neck) is TransformerPyramidNeck
 
 
