@@ -22,7 +22,9 @@ def test_types_build_from_every_scope(host, kind):
         pytest.importorskip(host)
         registry = importlib.import_module(f'{host}.registry').MODELS
     with DefaultScope.overwrite_default_scope(host):
-        backbone = registry.build(ConfigDict(type=f'itpn_mm.{kind.__name__}', arch=ARCH, img_size=64))
+        backbone = registry.build(
+            ConfigDict(type=f'itpn_mm.{kind.__name__}', arch=ARCH, img_size=64)
+        )
         neck = registry.build(
             ConfigDict(
                 type='itpn_mm.TransformerPyramidNeck',
