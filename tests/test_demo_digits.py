@@ -445,4 +445,4 @@ def test_whole_demo(tmp_path):
     rows = json.loads((tmp_path / 'results.json').read_text())['rows']
     assert len(rows) == 3 * (3 * 3 + 1)
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and again.stdout.count(': complete') == len(digits_plan.costs())
+    assert again.returncode == 0 and again.stdout.count(': complete\n') == len(digits_plan.costs())

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from demo_run.digits_plan import STARTS, chains, costs
+from demo_run.digits_plan import PRETRAINED, STARTS, chains, costs
 from demo_run.parallel import Progress, run_parallel
 from demo_run.steps import ROOT, StepError, Steps, clock
 
@@ -32,10 +32,11 @@ def run(work: Path, jobs: int, smoke: bool) -> None:
     steps.run_always('data', [sys.executable, *script])
     print(f'\n== {len(costs())} tasks, {jobs} at a time; logs: {work / "logs"}', flush=True)
     progress, flags = Progress(costs()), ['--smoke'] if smoke else []
-    for pretraining in (True, False):
+    # What needs a pre-training comes second. The rest fills the cores that are done with theirs.
+    for waiting in (False, True):
         commands = {}
         for start, part in chains():
-            if (part == 'pretrain') == pretraining:
+            if (start in PRETRAINED and part != 'pretrain') == waiting:
                 command = ['tools/demo_digits_chain.py', start, part, '--work-dir', str(work)]
                 commands[f'{start}-{part}'] = [sys.executable, *command, *flags]
         run_parallel(commands, jobs, work / 'logs', progress)
