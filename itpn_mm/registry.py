@@ -15,7 +15,7 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope='itpn_mm',
-    locations=['itpn_mm.backbones', 'itpn_mm.necks', 'itpn_mm.optional'],
+    locations=['itpn_mm.backbones', 'itpn_mm.necks', 'itpn_mm.acceleration', 'itpn_mm.optional'],
 )
 HOOKS = Registry(
     'hook',

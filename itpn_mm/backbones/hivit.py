@@ -122,6 +122,7 @@ class HiViT(PretrainedModule):
             raise ValueError(f'`frozen_stages` must be in -1..3, but got {frozen_stages}')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'`drop_path_rate` must be in [0, 1), but got {drop_path_rate}')
+        self.acceleration: nn.Module | None = None  # set by TokenMigration
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
         self.interpolate_offset = interpolate_offset
@@ -257,15 +258,17 @@ class HiViT(PretrainedModule):
         maps = []
         for blocks, merge in zip(self.stages[:2], self.merges, strict=True):
             for block in blocks:
-                x = self._run(block, x)
+                x = self.run_block(block, x)
             maps.append(x)
             x = merge(x)
         return *maps, x, tokens
 
     def run_attention(self, x: Tensor, tokens: TokenGrid) -> Tensor:
         """Stage 3, the one step that mixes patches: (B, L, E) -> (B, L, E)."""
-        x = self.run_blocks(self.add_positions(x, tokens), tokens)
-        return x[:, self.num_prefix_tokens :]
+        x = self.add_positions(x, tokens)
+        if self.acceleration is not None:
+            return self.acceleration(self, x, tokens)
+        return self.run_blocks(x, tokens)[:, self.num_prefix_tokens :]
 
     def add_positions(self, x: Tensor, tokens: TokenGrid) -> Tensor:
         """Add the position embedding, and the class token if there is one: (B, L, E) -> (B, P + L,
@@ -286,7 +289,7 @@ class HiViT(PretrainedModule):
         """Blocks ``start`` to ``stop`` (excluded) of stage 3: (B, P + L, E) -> (B, P + L, E)."""
         bias = None if self.rel_pos is None else self.rel_pos(x, tokens)
         for block in self.stages[2][start:stop]:
-            x = self._run(block, x, tokens, bias)
+            x = self.run_block(block, x, tokens, bias)
         return x
 
     def position(self, tokens: TokenGrid) -> Tensor:
@@ -299,7 +302,8 @@ class HiViT(PretrainedModule):
         )
         return pos if tokens.keep is None else pos[0][tokens.keep]
 
-    def _run(self, block: nn.Module, *args) -> Tensor:
+    def run_block(self, block: nn.Module, *args) -> Tensor:
+        """Call a block, with its activations recomputed in the backward pass if ``with_cp``."""
         if self.with_cp and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
@@ -377,4 +381,6 @@ class HiViT(PretrainedModule):
             return 0 if in_stem else starts[stage] + index + 1, num_layers
         if kind == 'merges':
             return starts[int(rest[0]) + 1], num_layers
+        if kind == 'acceleration':  # as new as a head
+            return num_layers - 1, num_layers
         return 0, num_layers  # patch embedding and position parameters

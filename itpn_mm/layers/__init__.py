@@ -3,6 +3,7 @@
 from .attention import Attention, QKVLinear
 from .block import AttentionBlock, DropPath, LayerScale, MlpBlock
 from .linear import Linear
+from .migration import choose_leaving, restore_tokens, take_tokens
 from .mlp import Mlp, SwiGLU
 from .patch import PatchEmbed, PatchMerge, PatchSplit, gather_patches, patchify, unpatchify
 from .position import (
@@ -16,6 +17,7 @@ from .position import (
     resize_rel_pos_table,
     sincos_pos_embed,
 )
+from .windows import TokenWindows, WindowGrid, attend
 
 __all__ = [
     'Attention',
@@ -34,12 +36,18 @@ __all__ = [
     'RelativePositionBias',
     'SwiGLU',
     'TokenGrid',
+    'TokenWindows',
+    'WindowGrid',
+    'attend',
+    'choose_leaving',
     'gather_patches',
     'patchify',
     'resize_decoupled_table',
     'resize_pos_embed',
     'resize_rel_pos_1d',
     'resize_rel_pos_table',
+    'restore_tokens',
     'sincos_pos_embed',
+    'take_tokens',
     'unpatchify',
 ]

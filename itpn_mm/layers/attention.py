@@ -1,11 +1,11 @@
 """Multi-head self-attention on sequences."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear import Linear, linear
 from .position import TokenGrid
+from .windows import TokenWindows, attend
 
 
 class QKVLinear(Linear):
@@ -59,21 +59,37 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(
-        self, x: Tensor, tokens: TokenGrid | None = None, bias: Tensor | None = None
+        self, x: Tensor, tokens: TokenGrid | TokenWindows | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """Attend within each sequence: (B, L, C) -> (B, L, C).
+        """Attend within each sequence, or within windows of it: (B, L, C) -> (B, L, C).
 
         Args:
             x: Sequences.
-            tokens: Where on the grid the L tokens lie; needed by ``rel_pos`` only.
+            tokens: Where on the grid the L tokens lie, needed by ``rel_pos`` only; or
+                :class:`TokenWindows`, which tells who attends to whom.
             bias: Bias (B or 1, heads, L, L) that all blocks share, or a boolean mask (True: may
                 attend).
         """
-        b, length, c = x.shape
-        q, k, v = (
-            self.qkv(x).view(b, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        )  # (b, heads, l, d) each
-        if self.rel_pos is not None:
-            bias = self.rel_pos(q, tokens)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.drop(self.proj(x.transpose(1, 2).reshape(b, length, c)))
+        b, length, _ = x.shape
+        q, k, v = self.qkv(x).view(b, length, 3, self.num_heads, -1).unbind(2)
+        if isinstance(tokens, TokenWindows):
+            x = tokens.attend(q, k, v, self.rel_pos)
+        else:
+            if self.rel_pos is not None:
+                bias = self.rel_pos(q.transpose(1, 2), tokens)
+            x = attend(q, k, v, bias).flatten(2)
+        return self.drop(self.proj(x))
+
+    def mean_keys(self, x: Tensor) -> Tensor:
+        """Keys averaged over the heads: (B, L, C) -> (B, L, C / heads).
+
+        The mean of the heads' projections is the projection by their mean, which costs
+        ``num_heads`` times less.
+        """
+        weight = self.qkv.weight.chunk(3)[1]
+        bias = None if self.qkv.bias is None else self.qkv.bias.chunk(3)[1]
+        weight, bias = (
+            None if t is None else t.unflatten(0, (self.num_heads, -1)).mean(dim=0)
+            for t in (weight, bias)
+        )
+        return linear(x, weight, bias)

@@ -7,6 +7,7 @@ from .attention import Attention
 from .linear import is_eager_cpu_inference
 from .mlp import Mlp, SwiGLU
 from .position import TokenGrid
+from .windows import TokenWindows
 
 # Tokens that a block takes at a time where nothing is kept for a backward pass: the hidden layer
 # of a slice stays in the cache, and its memory is used again by the next.
@@ -143,8 +144,12 @@ class AttentionBlock(MlpBlock):
         self.ls1 = _scale(dim, layer_scale_init_value)
 
     def forward(
-        self, x: Tensor, tokens: TokenGrid | None = None, bias: Tensor | None = None
+        self, x: Tensor, tokens: TokenGrid | TokenWindows | None = None, bias: Tensor | None = None
     ) -> Tensor:
         """See :meth:`Attention.forward` for ``tokens`` and ``bias``."""
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), tokens, bias)))
         return super().forward(x)
+
+    def mean_keys(self, x: Tensor) -> Tensor:
+        """Keys of the block's attention for its input, see :meth:`Attention.mean_keys`."""
+        return self.attn.mean_keys(self.norm1(x))

@@ -1,0 +1,90 @@
+"""How many tokens leave at which layer."""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+KINDS = ('every', 'first', 'layers')
+
+
+class MigrationSchedule:
+    """Spreads the tokens that leave a window evenly over some layers.
+
+    Args:
+        ratio: Share of the tokens of a window that leave over all layers, in [0, 1).
+        schedule: Where they leave: ``dict(every=k)``, at layers 0, k, 2k, ... (1 is the paper's);
+            ``dict(first=m)``, at layers 0 to m - 1; ``dict(layers=[...])``, at these.
+        depth: Number of layers.
+
+    Attributes:
+        layers: Layers before which tokens leave, rising.
+
+    Raises:
+        ValueError: ``ratio`` is out of range, or a schedule is unknown, names layers that are not
+            there, or takes more than half of what is left at once.
+    """
+
+    def __init__(self, ratio: float, schedule: Mapping[str, int | Sequence[int]], depth: int):
+        if not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+            raise ValueError(f'`ratio` must be a number in [0, 1), but got {ratio!r}')
+        self.ratio, self.depth = ratio, depth
+        self.layers = _layers(schedule, depth)
+        steps = len(self.layers)
+        for step in range(steps):
+            left = 1 - ratio * step / steps
+            if ratio / steps > left / 2 + 1e-9:
+                raise ValueError(
+                    f'`schedule` {dict(schedule)} with `ratio` {ratio} takes {ratio / steps:.3g} '
+                    f'of the tokens of a window at layer {self.layers[step]}, where {left:.3g} are '
+                    'left: it would empty windows; at most half can leave at a layer, so lower '
+                    '`ratio` or name more layers'
+                )
+
+    def lengths(self, areas: Sequence[int], slots: int) -> list[list[int]]:
+        """Tokens of the windows in each layer: ``depth`` lists, one number for each of ``areas``.
+
+        The same number of slots leaves every window; those that a smaller window lacks leave first,
+        so it loses fewer tokens.
+
+        Args:
+            areas: Tokens of the windows at the start.
+            slots: Tokens of the tallest times the widest window.
+        """
+        total = int(Fraction(str(self.ratio)) * slots)  # exact: 0.7 * 10 tokens are 7
+        lengths, current = [], list(areas)
+        for layer in range(self.depth):
+            if layer in self.layers:
+                step, steps = self.layers.index(layer) + 1, len(self.layers)
+                left = slots - (2 * total * step + steps) // (2 * steps)
+                current = [max(min(n, left), n // 2) for n in current]
+            lengths.append(current)
+        return lengths
+
+
+def _layers(schedule: Mapping[str, int | Sequence[int]], depth: int) -> list[int]:
+    if not isinstance(schedule, Mapping) or len(schedule) != 1 or next(iter(schedule)) not in KINDS:
+        raise ValueError(
+            '`schedule` must be one of dict(every=k), dict(first=m) and dict(layers=[...]), '
+            f'but got {schedule!r}'
+        )
+    (kind, value), wrong = *schedule.items(), f'`schedule` {dict(schedule)!r}'
+    if kind == 'layers':
+        return parse_layers(value, depth, f'{wrong}: `layers`')
+    if not isinstance(value, int) or not 1 <= value <= depth:
+        raise ValueError(f'{wrong}: `{kind}` must be 1 to {depth}, the number of layers')
+    return list(range(0, depth, value)) if kind == 'every' else list(range(value))
+
+
+def parse_layers(layers: Sequence[int], depth: int, name: str) -> list[int]:
+    """A rising list of layers.
+
+    Raises:
+        ValueError: It is empty, repeats a layer or names one that is not there.
+    """
+    valid = isinstance(layers, Sequence) and all(
+        isinstance(layer, int) and 0 <= layer < depth for layer in layers
+    )
+    if not valid or not layers or len(set(layers)) < len(layers):
+        raise ValueError(
+            f'{name} must be different layers of 0 to {depth - 1}, at least one, but got {layers!r}'
+        )
+    return sorted(layers)

@@ -1,0 +1,210 @@
+"""Windows of a grid of tokens, and attention within them (paper, Section 4.2).
+
+Letters: B images, L tokens, E channels, heads x d = E; G gathering and P class tokens, which stand
+before the patches of an image in this order.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .position import TokenGrid
+
+
+class WindowGrid:
+    """A grid of tokens that is cut evenly into windows of at most ``size`` tokens a side.
+
+    The windows of a grid differ by at most one row and one column, so none is padded. They are
+    ordered by shape, largest first: windows of one shape are neighbours in memory and run as one
+    batch, and no attention needs a mask.
+
+    Args:
+        height: Rows of the grid.
+        width: Columns of the grid.
+        size: Longest side of a window; one window has all tokens if the grid is smaller.
+
+    Attributes:
+        num_rows, num_cols: Windows along each axis.
+        places: Row and column of each window, in their order.
+        groups: (number of windows, rows, columns) of each shape.
+        slots: Rows of the tallest times columns of the widest window.
+    """
+
+    def __init__(self, height: int, width: int, size: int) -> None:
+        self.height, self.width, self.size = height, width, size
+        self.num_rows, self.num_cols = -(-height // size), -(-width // size)
+        rows, cols = _cut(height, self.num_rows), _cut(width, self.num_cols)
+        self.slots = max(rows) * max(cols)
+        found = [(rows[i], cols[j], i, j) for i in range(len(rows)) for j in range(len(cols))]
+        found.sort(key=lambda window: (-window[0] * window[1], -window[0], *window[2:]))
+        self.places = [window[2:] for window in found]
+        shapes = groupby(window[:2] for window in found)
+        self.groups = [(len(list(members)), *shape) for shape, members in shapes]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def areas(self) -> list[int]:
+        """Tokens of a window of each shape."""
+        return [rows * cols for _, rows, cols in self.groups]
+
+    def order(self, device: torch.device | None = None) -> Tensor:
+        """Row-major grid index of each token, window after window, each row by row: (1, L)."""
+        rank = [0] * len(self)
+        for place, (i, j) in enumerate(self.places):
+            rank[i * self.num_cols + j] = place
+        (i, _), (j, _) = self._cells(device)
+        rank_of_token = torch.tensor(rank, device=device)[i.unsqueeze(1) * self.num_cols + j]
+        return rank_of_token.flatten().argsort(stable=True).unsqueeze(0)
+
+    def local_index(self, device: torch.device | None = None) -> Tensor:
+        """Index of each token of the grid (row-major) in a window of ``size`` x ``size``: (L,)."""
+        (_, y), (_, x) = self._cells(device)
+        return (y.unsqueeze(1) * self.size + x).flatten()
+
+    def _cells(self, device: torch.device | None) -> list[tuple[Tensor, Tensor]]:
+        """Window, and place in the window, of each row and of each column of the grid."""
+        cells = []
+        for length, count in ((self.height, self.num_rows), (self.width, self.num_cols)):
+            i = torch.arange(length, device=device)
+            window = ((i + 1) * count - 1) // length
+            cells.append((window, i - window * length // count))
+        return cells
+
+
+def _cut(length: int, count: int) -> list[int]:
+    """Lengths of ``count`` parts that differ by at most 1."""
+    edges = [i * length // count for i in range(count + 1)]
+    return [stop - start for start, stop in pairwise(edges)]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention: queries (B, L, heads, d), keys and values (B, M, heads, d) -> (B, L,
+    heads, d). ``bias`` (B or 1, heads, L, M) is added to the scaled logits.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """Who attends to whom in a layer: what stands for :class:`TokenGrid` in accelerated blocks.
+
+    Patches attend to the class token and to the patches of their window; gathering tokens to the
+    same keys as those, and the class token to itself and all patches. With ``scale``, all of them
+    then attend to the gathering tokens of all windows (Fig. 4, bottom).
+
+    Args:
+        groups: Number of windows and tokens of each, in the order of the patches; one group of one
+            window is global attention.
+        num_prefix: Class tokens P.
+        num_gathering: Gathering tokens G, the same number for each window, in their order.
+        grids: Where the patches of a group lie, for relative positions: ``keep`` is (1, length) or
+            (B * number of windows, length).
+        biases: Biases of the groups that all blocks share, see :meth:`share`.
+        prefix_bias: The same of the class token.
+        scale: Scale of what comes from the gathering tokens, on (B, rows, E).
+        cross_bias: Bias (1, heads, G + P + patches, G) of the attention to them.
+    """
+
+    groups: tuple[tuple[int, int], ...]
+    num_prefix: int = 0
+    num_gathering: int = 0
+    grids: tuple[TokenGrid, ...] = ()
+    biases: tuple[Tensor, ...] | None = None
+    prefix_bias: Tensor | None = None
+    scale: nn.Module | None = None
+    cross_bias: Tensor | None = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, rel_pos: nn.Module | None) -> Tensor:
+        """Attention of one layer: (B, G + P + patches, heads, d) each -> (B, G + P + patches, E).
+
+        Args:
+            q: Queries.
+            k: Keys.
+            v: Values.
+            rel_pos: Relative position of the block itself.
+        """
+        b, num_gathering, num_prefix = len(q), self.num_gathering, self.num_prefix
+        start, first = num_gathering + num_prefix, 0
+        biases, prefix_bias = self.biases or [None] * len(self.groups), self.prefix_bias
+        if rel_pos is not None:
+            biases, prefix_bias = self._make_biases(q, rel_pos)
+        gathered, prefix, patches = [], [], []
+        per_window = num_gathering // sum(num for num, _ in self.groups)
+        for (num, length), bias in zip(self.groups, biases, strict=True):
+            qw, kw, vw = (_fold(x[:, start : start + num * length], num) for x in (q, k, v))
+            if num_prefix:
+                kw, vw = (
+                    torch.cat([_repeat(x[:, num_gathering:][:, :num_prefix], num), xw], dim=1)
+                    for x, xw in ((k, kw), (v, vw))
+                )
+            patches.append(_unfold(attend(qw, kw, vw, bias), b))
+            if per_window:
+                queries = _fold(q[:, first : first + num * per_window], num)
+                gathered.append(_unfold(attend(queries, kw, vw), b))
+            start, first = start + num * length, first + num * per_window
+        if num_prefix:
+            queries, keys, values = (x[:, num_gathering:] for x in (q, k, v))
+            prefix.append(attend(queries[:, :num_prefix], keys, values, prefix_bias))
+        parts = gathered + prefix + patches
+        out = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).flatten(2)
+        if self.scale is None:
+            return out
+        cross = attend(q, k[:, :num_gathering], v[:, :num_gathering], self.cross_bias)
+        return out + self.scale(cross.flatten(2))
+
+    def share(self, x: Tensor, rel_pos: nn.Module) -> 'TokenWindows':
+        """The same with the biases of a relative position that all blocks share; it is computed
+        once, before the blocks.
+
+        Args:
+            x: Tokens (B, G + P + patches, E).
+            rel_pos: Relative position that does not look at queries.
+        """
+        biases, prefix_bias = self._make_biases(x.unsqueeze(2), rel_pos)
+        return replace(
+            self, biases=tuple(bias.contiguous() for bias in biases), prefix_bias=prefix_bias
+        )
+
+    def _make_biases(self, q: Tensor, rel_pos: nn.Module) -> tuple[list[Tensor], Tensor | None]:
+        """Bias of the patches of each group, and of the class token."""
+        start = first = self.num_gathering + self.num_prefix
+        knows_prefix = bool(self.num_prefix and getattr(rel_pos, 'num_extra', 0))
+        biases = []
+        for (num, length), grid in zip(self.groups, self.grids, strict=True):
+            queries = _fold(q[:, start : start + num * length], num).transpose(1, 2)
+            bias = rel_pos(queries, grid)
+            if knows_prefix:
+                bias = bias[:, :, self.num_prefix :]
+            elif self.num_prefix:
+                bias = F.pad(bias, (self.num_prefix, 0))
+            biases.append(bias)
+            start += num * length
+        if not knows_prefix:
+            return biases, None
+        # The bias of a class token does not depend on where a patch lies, so one patch tells it.
+        grid = self.grids[0]
+        patch = grid.keep.new_zeros(1, 1)
+        bias = rel_pos(q[:, :1].transpose(1, 2), TokenGrid(grid.height, grid.width, patch))
+        own, to_patch = bias[:, :, :1].split(1, dim=3)
+        return biases, torch.cat([own, to_patch.expand(-1, -1, -1, start - first)], dim=3)
+
+
+def _fold(x: Tensor, num: int) -> Tensor:
+    """Windows become images: (B, num * length, heads, d) -> (B * num, length, heads, d)."""
+    return x.unflatten(1, (num, -1)).flatten(0, 1)
+
+
+def _unfold(x: Tensor, b: int) -> Tensor:
+    """Images again: (B * num, length, heads, d) -> (B, num * length, heads, d)."""
+    return x.unflatten(0, (b, -1)).flatten(1, 2)
+
+
+def _repeat(x: Tensor, num: int) -> Tensor:
+    """The same tokens for each window: (B, P, heads, d) -> (B * num, P, heads, d)."""
+    return x.unsqueeze(1).expand(-1, num, -1, -1, -1).flatten(0, 1)
