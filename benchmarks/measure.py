@@ -10,19 +10,13 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def precision(device: str, dtype: str) -> AbstractContextManager:
-    """Context of a forward pass: nothing for fp32, autocast for bf16 (as the stock runners do)."""
-    return torch.autocast(device, torch.bfloat16) if dtype == 'bf16' else nullcontext()
 
 
 def timed(call: Callable[[], object], device: str) -> float:
@@ -80,8 +74,13 @@ def peak_memory_cuda(call: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
+def gemm_type(dtype: str) -> str:
+    """Type of the matrix products of a precision: `fp32` or `bf16`."""
+    return 'fp32' if dtype == 'fp32' else 'bf16'
+
+
 def gemm_gflops(device: str, dtype: str, size: int = 2048, repeats: int = 10) -> float:
-    """Best measured rate of a square matrix product, in GFLOP/s."""
+    """Best measured rate of a square matrix product of type `fp32` or `bf16`, in GFLOP/s."""
     kind = torch.bfloat16 if dtype == 'bf16' else torch.float32
     if device == 'cuda':
         size, repeats = 4 * size, 5 * repeats  # to fill it, and for its clock to settle
@@ -100,7 +99,18 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def machine_facts(device: str, dtype: str) -> dict:
+def gemm_rates(device: str, dtypes: Iterable[str], best: Mapping[str, float] | None = None) -> dict:
+    """Rate of a large matrix product in GFLOP/s, for each type that the precisions need.
+
+    The better one of now and of `best`: a rate that other load held down would flatter our share.
+    """
+    kinds = dict.fromkeys(gemm_type(dtype) for dtype in dtypes)
+    return {
+        kind: max(round(gemm_gflops(device, kind)), (best or {}).get(kind, 0)) for kind in kinds
+    }
+
+
+def machine_facts(device: str) -> dict:
     """What a reader needs to judge the figures."""
     facts = dict(
         cpu=cpu_name(),
@@ -109,7 +119,6 @@ def machine_facts(device: str, dtype: str) -> dict:
         load_before=round(os.getloadavg()[0], 2),
         python=platform.python_version(),
         torch=torch.__version__,
-        gemm_gflops=round(gemm_gflops(device, dtype)),
     )
     if device == 'cuda':
         facts['gpu'] = torch.cuda.get_device_name()

@@ -1,6 +1,7 @@
-"""Peak memory of a forward pass on the CPU.
+"""Peak memory of a pass on the CPU.
 
-    python -m benchmarks.memory plain hivit-base 800x1280 1 fp32
+    python -m benchmarks.memory '{"candidate": {"model": "hivit-base", "variant": "plain"},
+        "case": {"size": [800, 1280], "batch": 1, "dtype": "fp32", "device": "cpu"}}'
 
 A process of its own for each figure: memory that an earlier model left in the allocator would be
 used again and not be seen. Prints the bytes on top of what process, weights and image take.
@@ -8,22 +9,28 @@ used again and not be seen. Prints the bytes on top of what process, weights and
 
 from __future__ import annotations
 
+import json
 import sys
 
-import torch
+from benchmarks.measure import peak_memory_cpu
+from benchmarks.models import Candidate, build
+from benchmarks.passes import Case
 
-from benchmarks.measure import peak_memory_cpu, precision
-from benchmarks.models import build_model
 
-
-def main(variant: str, name: str, size: str, batch: str, dtype: str) -> None:
-    """Print the peak of one forward pass in bytes."""
-    height, width = map(int, size.split('x'))
-    model = build_model(variant, name)
-    img = torch.randn(int(batch), 3, height, width)
-    with torch.no_grad(), precision('cpu', dtype):
-        model(img[:1, :, :64, :64])  # libraries make their own buffers at the first call
-        print(peak_memory_cpu(lambda: model(img)))
+def main(spec: str) -> None:
+    """Print the peak of one pass in bytes."""
+    given = json.loads(spec)
+    candidate, case = Candidate(**given['candidate']), Case(**given['case'])
+    model = build(candidate, tuple(case.size)).to(case.type)
+    model.train(case.train)
+    img = case.images().to(case.type)
+    if candidate.variant == 'peer':
+        case.run(model, img)  # libraries make their own buffers at the first call
+    else:
+        case.run(model, img[:1, :, :64, :64])
+    for parameter in model.parameters():
+        parameter.grad = None
+    print(peak_memory_cpu(lambda: case.run(model, img)))
 
 
 if __name__ == '__main__':

@@ -1,21 +1,31 @@
-"""The models by name, the plain and the shipped one of each with the same weights."""
+"""The models by name, in each formulation, all with the same weights."""
 
 from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Container
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.plain import PlainModel
+from benchmarks.peers import PEERS
+from benchmarks.plain import PlainHiViT, PlainModel, PlainPyramid
 from benchmarks.plain_fast_itpn import PlainFastiTPN, plain_state
+from itpn_mm.acceleration import TokenMigration
+from itpn_mm.acceleration.settings import SETTINGS
 from itpn_mm.backbones import FastiTPN, HiViT
 from itpn_mm.necks import TransformerPyramidNeck
 
 OUT_CHANNELS = 256
-PYRAMID_DEPTH = 2
 # (embed_dims, depths, num_heads) small enough for a test, with every kind of block
-TINY_ARCH = dict(embed_dims=64, depths=(1, 1, 2), num_heads=2)
+TINY_ARCH = dict(embed_dims=64, depths=(1, 1, 5), num_heads=2)
 SIZES = ('tiny', 'small', 'base', 'large')
 FAMILIES = dict(hivit=HiViT, fastitpn=FastiTPN)
+PLAIN = dict(hivit=PlainHiViT, fastitpn=PlainFastiTPN)
+# the pyramids that the released models were pre-trained with
+PYRAMIDS = dict(hivit=dict(depth=2), fastitpn=dict(depth=1, bias=True))
 MODELS = {
     f'{family}-{size}': arch
     for family, kind in FAMILIES.items()
@@ -23,25 +33,62 @@ MODELS = {
 }
 
 
-class HiViTWithPyramid(nn.Module):
-    """Backbone and neck of the package, as a detector uses them."""
+@dataclass(frozen=True)
+class Candidate:
+    """What is measured.
 
-    def __init__(self, arch: dict) -> None:
+    Args:
+        model: A name in ``MODELS``, or in ``PEERS``.
+        variant: ``'plain'``, a name in ``SETTINGS``, or ``'peer'``.
+        pyramid: With the pyramid (maps at strides 4 to 64), or the backbone alone.
+        compiled: Under ``torch.compile``.
+    """
+
+    model: str
+    variant: str
+    pyramid: bool = True
+    compiled: bool = False
+
+    @property
+    def label(self) -> str:
+        """Variant and how it is run."""
+        return self.variant + (', compiled' if self.compiled else '')
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether the outputs may differ from those of the dense path."""
+        return self.variant not in ('plain', 'dense', 'peer')
+
+    @property
+    def eager(self) -> Candidate:
+        """The same, not compiled."""
+        return replace(self, compiled=False)
+
+
+class DetectorTrunk(nn.Module):
+    """A backbone of the package, and its neck if there is one, as a detector uses them."""
+
+    def __init__(self, backbone: HiViT, neck: TransformerPyramidNeck | None) -> None:
         super().__init__()
-        self.backbone = HiViT(arch)
-        self.neck = TransformerPyramidNeck(
-            self.backbone.out_channels, OUT_CHANNELS, depth=PYRAMID_DEPTH
-        )
+        self.backbone = backbone
+        self.neck = neck
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> maps at strides 4, 8, 16, 32, 64."""
-        return self.neck(self.backbone(img))
+        """(B, 3, H, W) -> maps at strides 4, 8, 16, with the pyramid also 32 and 64."""
+        maps = self.backbone(img)
+        return maps if self.neck is None else self.neck(maps)
 
 
-def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Draw all weights so that every branch matters: a wrong one then shows in the outputs."""
-    generator = torch.Generator().manual_seed(seed)
+def randomise(model: nn.Module, fixed: Container[str] = ()) -> None:
+    """Draw all weights so that every branch matters: a wrong one then shows in the outputs.
+
+    What a parameter gets depends on its name and shape alone, so two models have the same weights
+    where they have the same parameters. Those named in `fixed` stay as they are.
+    """
     for name, parameter in model.named_parameters():
+        if name in fixed:
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim > 1 and 'pos_embed' not in name:
             noise = noise * parameter[0].numel() ** -0.5
@@ -52,29 +99,58 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
         parameter.data.copy_(noise)
 
 
-def shipped(name: str) -> nn.Module:
-    """A model of the package: HiViT with its pyramid, or the backbone FastiTPN."""
-    arch = dict(MODELS[name])
-    return HiViTWithPyramid(arch) if name.startswith('hivit-') else FastiTPN(arch)
+def shipped(candidate: Candidate) -> nn.Module:
+    """A model of the package with a setting of acceleration."""
+    family = candidate.model.split('-')[0]
+    backbone = FAMILIES[family](copy.deepcopy(MODELS[candidate.model]))
+    neck = None
+    if candidate.pyramid:
+        neck = TransformerPyramidNeck(backbone.out_channels, OUT_CHANNELS, **PYRAMIDS[family])
+    if candidate.variant != 'dense':
+        backbone = TokenMigration(backbone, **SETTINGS[candidate.variant])
+    return DetectorTrunk(backbone, neck)
 
 
-def plain(name: str) -> nn.Module:
-    """The same written as the formulas read."""
-    arch = MODELS[name]
-    if name.startswith('hivit-'):
-        return PlainModel(**arch, out_channels=OUT_CHANNELS, pyramid_depth=PYRAMID_DEPTH)
-    return PlainFastiTPN(**arch)
+def plain(candidate: Candidate) -> PlainModel:
+    """The dense model written as the formulas read."""
+    family, arch = candidate.model.split('-')[0], MODELS[candidate.model]
+    neck = None
+    if candidate.pyramid:
+        channels = tuple(arch['embed_dims'] // i for i in (4, 2, 1))
+        neck = PlainPyramid(channels, OUT_CHANNELS, **PYRAMIDS[family])
+    return PlainModel(PLAIN[family](**arch), neck)
 
 
-def build_model(variant: str, name: str) -> nn.Module:
-    """Variant `plain` or `ours` of a model in evaluation mode; both hold the same weights."""
-    if variant not in ('plain', 'ours'):
-        raise ValueError(f"`variant` must be 'plain' or 'ours', but got {variant!r}")
-    model = shipped(name)
-    randomise(model)
-    if variant == 'plain':
-        state = model.state_dict()
-        model = plain(name)
-        convert = plain_state if isinstance(model, PlainFastiTPN) else dict
-        model.load_state_dict(convert(state), strict=True)
+def skeleton(candidate: Candidate, size: tuple[int, int]) -> nn.Module:
+    """The candidate on device ``meta``, where nothing is allocated or computed."""
+    if candidate.variant == 'peer':
+        return PEERS[candidate.model](size).to('meta')
+    with torch.device('meta'):
+        return plain(candidate) if candidate.variant == 'plain' else shipped(candidate)
+
+
+def build(candidate: Candidate, size: tuple[int, int], share: nn.Module | None = None) -> nn.Module:
+    """The candidate, not compiled, in evaluation mode.
+
+    Args:
+        candidate: What to build.
+        size: Height and width of images, for peers that are built for one size.
+        share: The dense model with the same weights: memory of its parameters is used again.
+    """
+    if candidate.variant == 'peer':
+        peer = PEERS[candidate.model](size)
+        peer.eval()  # gives nothing back in Swin
+        return peer
+    if candidate.variant == 'plain':
+        dense = share or build(replace(candidate, variant='dense'), size)
+        state = dense.state_dict()
+        model = plain(candidate)
+        model.load_state_dict(
+            plain_state(state) if candidate.model.startswith('fastitpn-') else state, strict=True
+        )
+        return model.eval()
+    model = shipped(candidate)
+    shared = {} if share is None else share.state_dict()
+    model.load_state_dict(shared, strict=False, assign=True)
+    randomise(model, fixed=shared)
     return model.eval()

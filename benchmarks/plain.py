@@ -3,7 +3,8 @@
 Every tensor of stages 1 and 2 and of the pyramid has the layout (B, N, h, w, C): N patches of 16x16
 pixels, each with its own h x w grid of sub-tokens, which is how the papers describe them. Attention
 is softmax(q k^T) v with the N x N matrix, nothing is fused. Parameter names are those of `itpn_mm`,
-so that one state dict fits both. Drop path and dropout are left out: inference only.
+so that one state dict fits both. Drop path and dropout are left out: inference only. The pyramid
+also follows the plain Fast-iTPN, whose maps it takes as one large patch.
 """
 
 from __future__ import annotations
@@ -113,10 +114,10 @@ class PatchMerge(nn.Module):
 class PatchSplit(nn.Module):
     """One sub-token becomes 2x2."""
 
-    def __init__(self, dim: int, out_dim: int, eps: float) -> None:
+    def __init__(self, dim: int, out_dim: int, bias: bool, eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=eps)
-        self.expand = nn.Linear(dim, 4 * out_dim, bias=False)
+        self.expand = nn.Linear(dim, 4 * out_dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, h, w, C) -> (B, N, 2h, 2w, out_dim)."""
@@ -133,13 +134,14 @@ class PlainHiViT(nn.Module):
 
     def __init__(
         self,
+        *,
         embed_dims: int,
         depths: Sequence[int],
         num_heads: int,
-        img_size: int,
-        stem_mlp_ratio: float,
-        mlp_ratio: float,
-        eps: float,
+        img_size: int = 224,
+        stem_mlp_ratio: float = 3.0,
+        mlp_ratio: float = 4.0,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         dims = (embed_dims // 4, embed_dims // 2, embed_dims)
@@ -171,8 +173,9 @@ class PlainHiViT(nn.Module):
         table = F.interpolate(table, scale_factor=scale, mode='bicubic')
         return table.permute(0, 2, 3, 1).reshape(1, hp * wp, -1)
 
-    def forward(self, img: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> the token features of stages 1, 2, 3."""
+    def forward(self, img: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
+        """(B, 3, H, W) -> the token features of stages 1, 2, 3, and the grid of patches."""
+        grid = (img.shape[2] // 16, img.shape[3] // 16)
         x = self.patch_embed(img)
         features = []
         for stage, merge in zip(self.stages[:2], self.merges):
@@ -180,10 +183,10 @@ class PlainHiViT(nn.Module):
                 x = block(x)
             features.append(x)
             x = merge(x)
-        x = x[:, :, 0, 0] + self.position(img.shape[2] // 16, img.shape[3] // 16)
+        x = x[:, :, 0, 0] + self.position(*grid)
         for block in self.stages[2]:
             x = block(x)
-        return [*features, x[:, :, None, None]]
+        return [*features, x[:, :, None, None]], grid
 
 
 class PlainPyramid(nn.Module):
@@ -194,23 +197,24 @@ class PlainPyramid(nn.Module):
         in_channels: Sequence[int],
         out_channels: int,
         depth: int,
-        mlp_ratio: float,
-        eps: float,
+        bias: bool = False,
+        mlp_ratio: float = 4.0,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         c4, c8, c16 = in_channels
         self.laterals = nn.ModuleDict(
             dict(
-                p8=nn.Linear(c8, out_channels, bias=False),
-                p4=nn.Linear(c4, out_channels, bias=False),
+                p8=nn.Linear(c8, out_channels, bias=bias),
+                p4=nn.Linear(c4, out_channels, bias=bias),
             )
         )
         if c16 != out_channels:
             self.laterals['p16'] = nn.Linear(c16, out_channels)
         self.splits = nn.ModuleDict(
             dict(
-                p8=PatchSplit(c16, out_channels, eps),
-                p4=PatchSplit(out_channels, out_channels, eps),
+                p8=PatchSplit(c16, out_channels, bias, eps),
+                p4=PatchSplit(out_channels, out_channels, bias, eps),
             )
         )
         self.blocks = nn.ModuleDict(
@@ -241,40 +245,27 @@ def tokens_to_map(x: Tensor, hp: int, wp: int) -> Tensor:
 
 
 class PlainModel(nn.Module):
-    """HiViT and pyramid with maps at strides 4, 8, 16, 32, 64, as a detector uses them."""
+    """A plain backbone alone, or with the pyramid that gives maps at strides 4, 8, 16, 32, 64.
 
-    def __init__(
-        self,
-        *,
-        embed_dims: int,
-        depths: Sequence[int],
-        num_heads: int,
-        img_size: int = 224,
-        stem_mlp_ratio: float = 3.0,
-        mlp_ratio: float = 4.0,
-        out_channels: int = 256,
-        pyramid_depth: int = 2,
-        norm_eps: float = 1e-6,
-    ) -> None:
+    Args:
+        backbone: Gives the features of stages 1, 2, 3 as (B, N, h, w, C), and the grid of the N.
+        neck: The pyramid, or nothing.
+    """
+
+    def __init__(self, backbone: nn.Module, neck: PlainPyramid | None) -> None:
         super().__init__()
-        self.backbone = PlainHiViT(
-            embed_dims, depths, num_heads, img_size, stem_mlp_ratio, mlp_ratio, norm_eps
-        )
-        self.neck = PlainPyramid(
-            (embed_dims // 4, embed_dims // 2, embed_dims),
-            out_channels,
-            pyramid_depth,
-            mlp_ratio,
-            norm_eps,
-        )
+        self.backbone = backbone
+        self.neck = neck
 
     def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W), both multiples of 16 -> maps (B, out_channels, H / s, W / s)."""
+        """(B, 3, H, W), both multiples of 16 -> maps (B, C, H / s, W / s)."""
         height, width = img.shape[2:]
         if height % 16 or width % 16:
             raise ValueError(f'`img` sides must be multiples of 16: {height}x{width}')
-        levels = self.neck(*self.backbone(img))
-        maps = [tokens_to_map(level, height // 16, width // 16) for level in levels]
+        levels, grid = self.backbone(img)
+        if self.neck is None:
+            return tuple(tokens_to_map(level, *grid) for level in levels)
+        maps = [tokens_to_map(level, *grid) for level in self.neck(*levels)]
         for _ in range(2):
             maps.append(F.avg_pool2d(maps[-1], kernel_size=2, stride=2))
         return tuple(maps)

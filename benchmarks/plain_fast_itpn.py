@@ -126,7 +126,7 @@ class AttentionBlock(nn.Module):
 
 
 class PlainFastiTPN(nn.Module):
-    """The backbone: maps at strides 4, 8 and 16."""
+    """The trunk: maps at strides 4, 8 and 16."""
 
     def __init__(
         self,
@@ -164,11 +164,10 @@ class PlainFastiTPN(nn.Module):
         table = F.interpolate(table, size=(hp, wp), mode='bicubic')
         return table.flatten(2).transpose(1, 2)
 
-    def forward(self, img: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W), both multiples of 16 -> maps (B, C, H / s, W / s)."""
-        height, width = img.shape[2:]
-        if height % 16 or width % 16:
-            raise ValueError(f'`img` sides must be multiples of 16: {height}x{width}')
+    def forward(self, img: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
+        """(B, 3, H, W) -> maps of stages 1, 2, 3 as the tokens of one large patch (B, 1, H / s,
+        W / s, C), and the grid of that one patch.
+        """
         x = self.patch_embed(img)
         maps = []
         for stage, merge in zip(self.stages[:2], self.merges):
@@ -181,7 +180,7 @@ class PlainFastiTPN(nn.Module):
         for block in self.stages[2]:
             x = block(x)
         maps.append(x.transpose(1, 2).reshape(shape))
-        return tuple(maps)
+        return [x.permute(0, 2, 3, 1).unsqueeze(1) for x in maps], (1, 1)
 
 
 # names in `FastiTPN` -> names here, for what keeps its values
@@ -195,9 +194,14 @@ RENAMED = (
 
 
 def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of `itpn_mm.FastiTPN`, in the shapes and names of `PlainFastiTPN`."""
+    """State dict of a model with `itpn_mm.FastiTPN` as its `backbone`, in the shapes and names of
+    one with `PlainFastiTPN`.
+    """
     plain = {}
     for key, value in state.items():
+        if not key.startswith('backbone.'):
+            plain[key] = value
+            continue
         name = key
         for ours, here in RENAMED:
             name = name.replace(ours, here)
@@ -207,7 +211,7 @@ def plain_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
             for part, weight in zip('qkv', value.chunk(3)):
                 plain[key.replace('qkv', f'{part}_proj')] = weight
             continue
-        elif key.startswith('stages.2.') and '.mlp.fc' in key:
+        elif key.startswith('backbone.stages.2.') and '.mlp.fc' in key:
             if '.mlp.fc1.' in key:
                 plain[key.replace('fc1', 'w1')], plain[key.replace('fc1', 'w2')] = value.chunk(2)
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from mmengine.config import Config
@@ -29,7 +30,7 @@ def pretraining_config(arch: str, size: tuple[int, int], dtype: str) -> Config:
         cfg.model.backbone.arch = copy.deepcopy(TINY_ARCH)
         cfg.model.neck.in_channels = cfg.model.mfm_head.stage_channels = channels
     cfg.optim_wrapper.pop('loss_scale')
-    if dtype == 'bf16':
+    if dtype == 'amp':
         cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
     else:
         cfg.optim_wrapper.type = 'OptimWrapper'
@@ -61,42 +62,47 @@ class Step:
 
 
 def run_pretrain(
-    *,
     models: Sequence[str],
+    *,
     sizes: Sequence[tuple[int, int]],
-    batch: int,
+    batches: Sequence[int],
+    dtypes: Sequence[str],
     repeats: int,
     device: str,
-    dtype: str,
 ) -> list[dict]:
-    """Measure all sizes of `hivit-*` models; returns one row each, with nothing to compare."""
-    progress = Progress(len(models) * sum(h * w for h, w in sizes) * (repeats + 1))
+    """Measure `hivit-*` models in all cases; returns a row each, with nothing to compare."""
+    cases = list(product(models, dtypes, batches, sizes))
+    costs = [batch * h * w for _, _, batch, (h, w) in cases]
+    progress = Progress(sum(costs) * (repeats + 1))
     rows = []
-    for name in models:
-        arch = name.removeprefix('hivit-')
-        for size in sizes:
-            label, cost = f'{size[0]}x{size[1]}', size[0] * size[1]
-            torch.manual_seed(0)
-            step = Step(pretraining_config(arch, size, dtype), size, batch, device)
-            step()
-            progress.step(f'{name} {label} step: warm-up', cost)
-            seconds = []
-            for i in range(repeats):
-                seconds.append(timed(step, device))
-                progress.step(f'{name} {label} step: {seconds[-1]:.3f} s ({i + 1}/{repeats})', cost)
-            median = statistics.median(seconds)
-            rows.append(
-                dict(
-                    mode='pretrain',
-                    model=name,
-                    size=label,
-                    variant='ours',
-                    batch=batch,
-                    repeats=repeats,
-                    median_s=median,
-                    min_s=min(seconds),
-                    images_per_s=batch / median,
-                    peak_bytes=peak_memory_cuda(step) if device == 'cuda' else None,
-                )
+    for (name, dtype, batch, size), cost in zip(cases, costs):
+        label = f'{name} {size[0]}x{size[1]}, {batch} image(s), {dtype}, step'
+        torch.manual_seed(0)
+        cfg = pretraining_config(name.removeprefix('hivit-'), size, dtype)
+        step = Step(cfg, size, batch, device)
+        step()
+        progress.step(f'{label}: warm-up', cost)
+        seconds = []
+        for i in range(repeats):
+            seconds.append(timed(step, device))
+            progress.step(f'{label}: {seconds[-1]:.4g} s ({i + 1}/{repeats})', cost)
+        median = statistics.median(seconds)
+        rows.append(
+            dict(
+                mode='pretrain',
+                model=name,
+                variant='dense',
+                compiled=False,
+                pyramid=True,
+                size=f'{size[0]}x{size[1]}',
+                batch=batch,
+                dtype=dtype,
+                repeats=repeats,
+                median_s=median,
+                min_s=min(seconds),
+                max_s=max(seconds),
+                images_per_s=batch / median,
+                peak_bytes=peak_memory_cuda(step) if device == 'cuda' else None,
             )
+        )
     return rows

@@ -1,10 +1,12 @@
-"""Time and peak memory of the shipped models, against a plain implementation where there is one.
+"""Speed, memory and arithmetic of the shipped models, dense and accelerated, against a plain
+implementation and against backbones of other projects.
 
-    python tools/benchmark.py --models fastitpn-base --sizes 224x224 512x512 800x1280
-    python tools/benchmark.py --mode throughput
-    python tools/benchmark.py --mode throughput --device cuda --dtype bf16 --batch 128 \\
-        --sizes 224x224 512x512 --repeats 20 --compile
-    python tools/benchmark.py --mode pretrain --device cuda --dtype bf16 --batch 256
+    python tools/benchmark.py --models fastitpn-base --sizes 800x1280 --repeats 5 \\
+        --settings dense migration-10 migration-20 migration-30 migration-40 windows gathering \\
+        gathering-hrpe all
+    python tools/benchmark.py --models hivit-base fastitpn-base --no-pyramid --no-plain --peers
+    python tools/benchmark.py --train --models fastitpn-base --settings dense windows all
+    python tools/benchmark.py --pretrain --device cuda --dtype amp --batch 256
 
 Writes a table, a JSON file and a plot into `--out`. `benchmarks/README.md` says what is measured.
 """
@@ -21,21 +23,16 @@ sys.path.insert(0, str(ROOT))  # for `benchmarks`, which is no part of the insta
 
 import torch  # noqa: E402
 
-from benchmarks.inference import run_inference  # noqa: E402
-from benchmarks.measure import gemm_gflops, machine_facts  # noqa: E402
-from benchmarks.models import MODELS  # noqa: E402
+from benchmarks.measure import gemm_rates, machine_facts  # noqa: E402
+from benchmarks.models import MODELS, SETTINGS, Candidate  # noqa: E402
+from benchmarks.passes import run_passes  # noqa: E402
+from benchmarks.peers import PEERS  # noqa: E402
 from benchmarks.report import markdown, write_report  # noqa: E402
-from benchmarks.throughput import run_throughput  # noqa: E402
 
 SIZES = dict(
     inference=[(224, 224), (512, 512), (800, 1280)],
-    throughput=[(224, 224)],
+    train=[(512, 512)],
     pretrain=[(224, 224)],
-)
-DEFAULT_MODELS = dict(
-    inference=['hivit-base'],
-    throughput=['fastitpn-tiny', 'fastitpn-small', 'fastitpn-base', 'fastitpn-large'],
-    pretrain=['hivit-base'],
 )
 
 
@@ -70,101 +67,156 @@ def rate(text: str) -> float:
     return value
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     """Command line of the tool."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        '--mode',
-        choices=sorted(SIZES),
-        default='inference',
-        help='inference: forward passes against a plain implementation; throughput: our forward '
-        'passes alone, with weights in --dtype; pretrain: one optimiser step (needs mmpretrain)',
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        '--train',
+        dest='mode',
+        action='store_const',
+        const='train',
+        help='forward and backward passes instead of forward passes; no plain formulation',
+    )
+    modes.add_argument(
+        '--pretrain',
+        dest='mode',
+        action='store_const',
+        const='pretrain',
+        help='optimiser steps of masked pre-training with its teacher (needs mmpretrain)',
     )
     parser.add_argument(
         '--models',
         nargs='+',
         choices=MODELS,
         metavar='MODEL',
-        help=f'out of {", ".join(MODELS)} (test: a very small one); default: hivit-base, '
-        'for throughput the four sizes of Fast-iTPN',
+        default=['hivit-base'],
+        help=f'out of {", ".join(MODELS)} (test: a very small one); default: hivit-base',
+    )
+    parser.add_argument(
+        '--settings',
+        nargs='+',
+        choices=SETTINGS,
+        metavar='SETTING',
+        default=['dense'],
+        help=f'accelerations, out of {", ".join(SETTINGS)}; dense is always measured',
     )
     parser.add_argument(
         '--sizes',
         nargs='+',
         type=parse_size,
-        help='default: 224x224 512x512 800x1280 for inference, 224x224 for others',
+        help='default: 224x224 512x512 800x1280, 512x512 for --train, 224x224 for --pretrain',
     )
-    parser.add_argument('--batch', type=positive, default=1, help='images in a pass')
+    parser.add_argument(
+        '--batch', nargs='+', type=positive, default=[1], dest='batches', help='images in a pass'
+    )
+    parser.add_argument(
+        '--dtype',
+        nargs='+',
+        choices=('fp32', 'amp', 'bf16'),
+        default=['fp32'],
+        dest='dtypes',
+        help='amp: autocast to bfloat16; bf16: weights and images in bfloat16',
+    )
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument(
         '--repeats',
         type=positive,
         default=3,
-        help='measured passes; in inference less expensive sizes run up to 4 times as often',
+        help='measured passes; less expensive cases run up to 4 times as often',
     )
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--compile', action='store_true', help='add our models under torch.compile')
+    parser.add_argument('--no-pyramid', action='store_true', help='backbones alone')
+    parser.add_argument('--no-plain', action='store_true', help='leave out the plain formulation')
     parser.add_argument(
-        '--dtype',
-        choices=('fp32', 'bf16'),
-        default='fp32',
-        help='bf16 is autocast, in throughput the type of the weights',
+        '--peers',
+        action='store_true',
+        help=f'add those that are installed of {", ".join(PEERS)}; needs --no-pyramid',
     )
-    parser.add_argument('--compile', action='store_true', help='add our model under torch.compile')
     parser.add_argument(
         '--peak-tflops', type=rate, help='stated peak of the device, beside the measured one'
     )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmark'))
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The checked command line."""
+    parser = make_parser()
     args = parser.parse_args(argv)
+    args.mode = args.mode or 'inference'
     args.sizes = args.sizes or SIZES[args.mode]
-    args.models = args.models or DEFAULT_MODELS[args.mode]
+    args.settings = list(dict.fromkeys(['dense', *args.settings]))
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: torch finds no GPU here, use --device cpu')
     if find_spec('matplotlib') is None:
         parser.error('the plot needs matplotlib: pip install matplotlib')
+    if args.peers and not args.no_pyramid:
+        parser.error('--peers are backbones, to be compared with ours alone: add --no-pyramid')
     if args.mode == 'pretrain':
-        if args.device == 'cpu' and args.dtype == 'bf16':
-            parser.error('--mode pretrain --dtype bf16 needs --device cuda; use --dtype fp32')
+        if args.settings != ['dense'] or args.peers or args.no_pyramid or args.compile:
+            parser.error('--pretrain takes no --settings, --peers, --no-pyramid or --compile')
+        if 'bf16' in args.dtypes or (args.device == 'cpu' and args.dtypes != ['fp32']):
+            parser.error('--pretrain takes --dtype fp32, with --device cuda also amp')
         if any(height != width for height, width in args.sizes):
-            parser.error('--mode pretrain needs square --sizes')
-        if args.compile:
-            parser.error('--compile belongs to --mode inference and throughput')
+            parser.error('--pretrain needs square --sizes')
         if any(not name.startswith('hivit-') for name in args.models):
-            parser.error('--mode pretrain takes hivit-* as --models')
+            parser.error('--pretrain takes hivit-* as --models')
         if find_spec('mmpretrain') is None:
-            parser.error('--mode pretrain needs mmpretrain: `python -m itpn_mm doctor` says how')
+            parser.error('--pretrain needs mmpretrain: `python -m itpn_mm doctor` says how')
     return args
+
+
+def list_candidates(args: argparse.Namespace) -> list[Candidate]:
+    """All that is to be compared, in the order of the table."""
+    candidates = []
+    for model in args.models:
+        if not args.no_plain and args.mode == 'inference':
+            candidates.append(Candidate(model, 'plain', not args.no_pyramid))
+        for compiled in (False, True) if args.compile else (False,):
+            for setting in args.settings:
+                candidates.append(Candidate(model, setting, not args.no_pyramid, compiled))
+    if args.peers:
+        for peer in PEERS:
+            candidates.append(Candidate(peer, 'peer', pyramid=False))
+            if args.compile:
+                candidates.append(Candidate(peer, 'peer', pyramid=False, compiled=True))
+    return candidates
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, write the report."""
     args = parse_args(argv)
-    settings = {
-        name: getattr(args, name) for name in ('mode', 'models', 'batch', 'device', 'dtype')
-    }
-    machine = machine_facts(args.device, args.dtype)
+    settings = dict(
+        mode=args.mode,
+        models=args.models,
+        settings=args.settings,
+        pyramid=not args.no_pyramid,
+        peers=args.peers,
+        device=args.device,
+        dtypes=args.dtypes,
+    )
+    machine = machine_facts(args.device)
+    machine['gemm_gflops'] = gemm_rates(args.device, args.dtypes)
     if args.peak_tflops is not None:
         machine['stated_peak_gflops'] = 1000 * args.peak_tflops
     print(', '.join(f'{name} {value}' for name, value in {**settings, **machine}.items()))
     common = dict(
-        models=args.models,
         sizes=args.sizes,
-        batch=args.batch,
+        batches=args.batches,
+        dtypes=args.dtypes,
         repeats=args.repeats,
         device=args.device,
-        dtype=args.dtype,
     )
     if args.mode == 'pretrain':
         from benchmarks.pretrain import run_pretrain  # needs mmpretrain
 
-        rows = run_pretrain(**common)
-    elif args.mode == 'throughput':
-        rows = run_throughput(**common, compiled=args.compile)
+        rows = run_pretrain(args.models, **common)
     else:
-        rows = run_inference(**common, compiled=args.compile)
-    # the better of two: a rate that other load held down would flatter our share of it
-    after = round(gemm_gflops(args.device, args.dtype))
-    machine['gemm_gflops'] = max(machine['gemm_gflops'], after)
+        rows = run_passes(list_candidates(args), train=args.mode == 'train', **common)
+    machine['gemm_gflops'] = gemm_rates(args.device, args.dtypes, machine['gemm_gflops'])
     print('\n' + markdown(rows, settings, machine))
     for path in write_report(rows, settings, machine, args.out):
         print(f'wrote {path}')
