@@ -2,14 +2,22 @@
 
 Converting is not needed to load a file: `init_cfg=dict(type='Pretrained', checkpoint=...)` and
 `load_from` take either layout. It is useful to see what a file is (`--inspect`), to get a small
-safetensors file out of a training checkpoint, to give a model to users of the authors' code, and
-the one way to load a file that needs unpickling.
+safetensors file out of a training checkpoint, to give a model to users of the authors' code, to
+add the parameters of an acceleration, and the one way to load a file that needs unpickling.
 """
 
 import argparse
 import sys
 
-from itpn_mm.checkpoint.convert import FORMATS, PARTS, convert, open_checkpoint, select_part
+from itpn_mm.acceleration.settings import SETTINGS
+from itpn_mm.checkpoint.convert import (
+    FORMATS,
+    PARTS,
+    accelerate,
+    convert,
+    open_checkpoint,
+    select_part,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,9 +43,20 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='unpickle whatever SRC holds: it can run any code, so only if you trust it',
     )
+    parser.add_argument(
+        '--accelerate',
+        choices=[name for name, arguments in SETTINGS.items() if arguments],
+        metavar='SETTING',
+        help='add the parameters of TokenMigration in their initial state: %(choices)s',
+    )
+    parser.add_argument('--window-size', type=int, help='of the acceleration, in tokens')
     args = parser.parse_args()
     if args.inspect == (args.dst is not None):
         parser.error('give either DST or --inspect')
+    if args.window_size is not None and args.accelerate is None:
+        parser.error('--window-size needs --accelerate')
+    if args.accelerate and args.to == 'authors':
+        parser.error("--accelerate adds what the authors' models do not have; leave out --to")
     return args
 
 
@@ -46,6 +65,9 @@ def main() -> None:
     try:
         checkpoint = open_checkpoint(args.src, trust=args.trust, ema=args.ema)
         checkpoint = select_part(checkpoint, args.part)
+        if args.accelerate:
+            size = {} if args.window_size is None else dict(window_size=args.window_size)
+            checkpoint = accelerate(checkpoint, SETTINGS[args.accelerate] | size)
         print(checkpoint.summary())
         if not args.inspect:
             count, report = convert(
@@ -56,7 +78,7 @@ def main() -> None:
             for name, reason in report.dropped.items():
                 print(f'  {name} left out: {reason}')
             for name in report.created:
-                print(f'  {name} computed')
+                print(f'  {name} added')
             dropped = len(report.dropped)
             print(f'{args.dst}: {count} tensors written, {dropped} left out on purpose')
     except (ValueError, OSError) as error:

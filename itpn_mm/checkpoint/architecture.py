@@ -46,8 +46,9 @@ def inspect_backbone(state: State) -> dict[str, Any]:
         ``type``, ``embed_dims``, ``depths``, ``in_channels``, ``patch_size``, ``stem_mlp_ratio``,
         ``mlp_ratio``, ``qkv_bias``, ``patch_norm``, ``use_abs_pos_emb``, ``cls_token``,
         ``sub_norm``, ``swiglu``, ``layer_scale`` (bool), ``rel_pos_bias``, ``rel_pos_shape`` (of a
-        table), ``num_heads`` (``None`` where no relative position tells) and ``grid`` (of the
-        positions; ``None`` if there are none, or no square).
+        table), ``num_heads`` (``None`` where no relative position tells), ``grid`` (of the
+        positions; ``None`` if there are none, or no square) and ``acceleration`` (arguments of a
+        TokenMigration as far as its parameters tell; ``None`` if there are none).
     """
     stages = [_count(state, rf'stages\.{i}') for i in range(3)]
     proj = state.get('patch_embed.proj.weight')
@@ -59,6 +60,8 @@ def inspect_backbone(state: State) -> dict[str, Any]:
     num_heads = None
     if kind is not None:
         num_heads = embed_dims // table.shape[1] if kind == 'decomposed' else table.shape[1]
+    elif 'acceleration.rel_pos.table' in state:
+        num_heads = state['acceleration.rel_pos.table'].shape[1]
     pos = state.get('pos_embed')
     cls_token = _has_cls(state, pos)
     block = 'stages.2.0'
@@ -83,6 +86,7 @@ def inspect_backbone(state: State) -> dict[str, Any]:
         layer_scale=f'{block}.ls2.gamma' in state,
         rel_pos_bias=kind,
         rel_pos_shape=None if kind is None else tuple(table.shape),
+        acceleration=_acceleration(take_prefix(state, 'acceleration.'), stages[2]),
     )
 
 
@@ -176,6 +180,21 @@ def _relative_position(state: State) -> tuple[str | None, Tensor | None]:
         if name in state:
             return kind, state[name]
     return None, None
+
+
+def _acceleration(state: State, depth: int) -> dict[str, Any] | None:
+    """Arguments of a TokenMigration around ``depth`` layers; ratio and schedule have no tensors."""
+    if not state:
+        return None
+    found = dict(window_attention=True, gathering='gathering_token' in state)
+    windowed = {int(name.split('.')[1]) for name in state if name.startswith('scales.')}
+    if len(windowed) < depth and found['gathering']:
+        found['global_layers'] = tuple(i for i in range(depth) if i not in windowed)
+    if 'rel_pos.table' in state:
+        found['rel_pos_bias'] = 'all' if 'cross_rel_pos.table' in state else 'window'
+        if side := square_grid(state['rel_pos.table'].shape[0]):
+            found['window_size'] = (side[0] + 1) // 2
+    return found
 
 
 # What must agree between checkpoint and model, and the argument that sets it. The grid and the

@@ -2,18 +2,22 @@
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from mmengine.registry import MODELS
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .io import is_half, read_checkpoint
 from .remap import RemapReport, remap, with_parts
-from .snippet import config_text, task_of
+from .snippet import config_text, model_config, task_of
 
 PARTS = dict(all='', backbone='backbone.', pyramid='neck.')
+_ACCELERATION = 'backbone.acceleration.'
 FORMATS = ('pth', 'safetensors')
 _TASKS = dict(
     pixel='pre-training with pixels',
@@ -33,11 +37,13 @@ class Checkpoint:
         source: Path of the file.
         state: Its tensors, under our names.
         report: How they came from the names in the file.
+        acceleration: Arguments of the TokenMigration whose parameters were added.
     """
 
     source: str
     state: dict[str, Tensor]
     report: RemapReport
+    acceleration: dict[str, Any] | None = None
 
     @property
     def released(self) -> bool:
@@ -46,7 +52,7 @@ class Checkpoint:
 
     def config(self, path: object | None = None) -> str:
         """The config that builds the model and loads it from ``path``, by default the source."""
-        return config_text(self.state, path or self.source, self.released)
+        return config_text(self.state, path or self.source, self.released, self.acceleration)
 
     def summary(self) -> str:
         """What the file is: layout, model, parts and types."""
@@ -60,6 +66,11 @@ class Checkpoint:
             lines.append(f'  {part}: {len(tensors)} tensors, {values:,} values')
         types = Counter(str(t.dtype).removeprefix('torch.') for t in self.state.values())
         lines.append(f'  types: {", ".join(f"{kind} ({n})" for kind, n in types.most_common())}')
+        if any(name.startswith(_ACCELERATION) for name in self.state):
+            lines.append(
+                '  accelerated; a file does not tell `ratio` and `schedule` of TokenMigration, and '
+                '`window_size` only with `rel_pos_bias`'
+            )
         return '\n'.join(lines)
 
 
@@ -102,6 +113,36 @@ def select_part(checkpoint: Checkpoint, part: str) -> Checkpoint:
     others = dict.fromkeys(checkpoint.report.renamed.keys() - kept.keys(), 'not asked for')
     report = replace(checkpoint.report, renamed=kept, dropped=checkpoint.report.dropped | others)
     return Checkpoint(checkpoint.source, state, report)
+
+
+def accelerate(checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> Checkpoint:
+    """Add the parameters of ``TokenMigration(backbone, **arguments)`` in their initial state.
+
+    Args:
+        checkpoint: What :func:`open_checkpoint` gave.
+        arguments: Of TokenMigration.
+
+    Raises:
+        ValueError: The checkpoint has no backbone, is of a pre-training, or has such parameters; or
+            an argument does not fit.
+    """
+    source, state = checkpoint.source, checkpoint.state
+    if task_of(state, checkpoint.released) in ('pixel', 'clip'):
+        raise ValueError(
+            f'{source}: a pre-training has no acceleration; take its backbone: `--part backbone`'
+        )
+    if any(name.startswith(_ACCELERATION) for name in state):
+        raise ValueError(f'{source}: has the parameters of an acceleration already')
+    config = model_config(state, source, checkpoint.released, dict(arguments))
+    config = config.get('model', config)
+    if 'backbone' not in config:
+        raise ValueError(f'{source}: holds no backbone')
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same file each time
+        built = MODELS.build(config['backbone']).state_dict()
+    added = {f'backbone.{k}': v for k, v in built.items() if k.startswith('acceleration.')}
+    report = replace(checkpoint.report, created=[*checkpoint.report.created, *added])
+    return replace(checkpoint, state=state | added, report=report, acceleration=dict(arguments))
 
 
 def convert(

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 from .architecture import explain_mismatch, take_prefix
 from .hooks import resize_on_load, resize_positions
 from .io import LoadReport, read_checkpoint
-from .remap import remap, shorten
+from .remap import find_reason, remap, shorten
 
 MIN_LOADED_SHARE = 0.99
 
-# A relative position bias that the checkpoint has not, or has of another kind, starts anew (at
-# zero).
-REL_POS = re.compile(r'(.+\.)?rel_pos\.(table|table_h|table_w)')
+# Parameters that a checkpoint may lack, or have where the model has none, with the reason why they
+# are left out then. They start anew, at values with which the model is what it is without them.
+_OPTIONAL = {
+    r'(.+\.)?acceleration\..+': 'acceleration that the model does not have',
+    r'(.+\.)?rel_pos\.(table|table_h|table_w)': (
+        'relative position of a kind that the model does not have'
+    ),
+}
 _LEVEL = re.compile(r'(laterals|splits|blocks|outputs)\.p\d+\.')
 
 
@@ -161,6 +166,17 @@ def copy_shared_table(
     return {shared: len(names)}
 
 
+def why_optional(name: str) -> str | None:
+    """Why a tensor of a checkpoint may be left out that its model does not have.
+
+    A model may have such a parameter without the checkpoint, too.
+
+    Returns:
+        The reason, for the report; ``None`` for parameters that must be on both sides.
+    """
+    return find_reason(name, _OPTIONAL)
+
+
 def _choose_prefix(tensors: Mapping[str, Tensor], prefix: str | None, part: str) -> str:
     if prefix is None:
         return part if any(key.startswith(part) for key in tensors) else ''
@@ -185,8 +201,8 @@ def _sort_names(
     for key in state:
         if key in target:
             report.loaded.append(key)
-        elif REL_POS.fullmatch(key):
-            report.ignored[key] = 'relative position of a kind that the model does not have'
+        elif reason := why_optional(key):
+            report.ignored[key] = reason
         elif _LEVEL.match(key) and _level(key) not in levels:
             report.ignored[key] = 'pyramid level that no `out_strides` needs'
         else:
@@ -195,7 +211,7 @@ def _sort_names(
     values = {
         key: tensor.numel()
         for key, tensor in target.items()
-        if key in state or not REL_POS.fullmatch(key)
+        if key in state or not why_optional(key)
     }
     report.loaded_share = sum(values[key] for key in report.loaded) / max(sum(values.values()), 1)
 

@@ -34,7 +34,7 @@ class RemapReport:
             names of one are joined by commas.
         dropped: Names left out on purpose, with the reason.
         unexplained: Names that no rule knows; they are left out.
-        created: New names without an old one: indices that the authors' models save.
+        created: New names without an old one, such as the indices that the authors' models save.
     """
 
     layout: str
@@ -123,7 +123,7 @@ def _from_authors(state: State, wrapper: str) -> tuple[dict[str, Tensor], RemapR
     found: dict[str, tuple[Rule, dict[str, str], list[Tensor | None]]] = {}
     for name, tensor in state.items():
         placed = re.sub(r'^blocks\.(\d+)', lambda m: places[int(m[1])], bare[name])
-        if reason := _reason(placed, AUTHORS_ONLY):
+        if reason := find_reason(placed, AUTHORS_ONLY):
             report.dropped[name] = reason
             continue
         rule, part, fields = find.by_authors(placed)
@@ -176,7 +176,7 @@ def _to_authors(state: State) -> tuple[dict[str, Tensor], RemapReport]:
     find = _Finder(dialect)
     report, out = RemapReport('itpn_mm'), {}
     for name, tensor in state.items():
-        if reason := _reason(name, OURS_ONLY):
+        if reason := find_reason(name, OURS_ONLY):
             report.dropped[name] = reason
             continue
         rule, _, fields = find.by_ours(name)
@@ -231,7 +231,8 @@ def _compile(dialect: Dialect) -> tuple[list, list]:
     )
 
 
-def _reason(name: str, reasons: Mapping[str, str]) -> str | None:
+def find_reason(name: str, reasons: Mapping[str, str]) -> str | None:
+    """The reason whose pattern matches the name, ``None`` if there is none."""
     return next((why for pattern, why in reasons.items() if re.fullmatch(pattern, name)), None)
 
 

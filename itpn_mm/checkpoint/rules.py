@@ -95,7 +95,10 @@ class Dialect:
 AUTHORS_ONLY = {
     r'(.+\.)?relative_position(_high|_width)?_index': 'an index that the model computes'
 }
-OURS_ONLY = {r'(teacher|mfm_head)\..+': "a part that the authors' models do not have"}
+OURS_ONLY = {
+    r'(teacher|mfm_head)\..+': "a part that the authors' models do not have",
+    r'backbone\.acceleration\..+': "acceleration, which the authors' models do not have",
+}
 
 
 def compile_template(template: str) -> re.Pattern:

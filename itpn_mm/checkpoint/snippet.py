@@ -61,22 +61,32 @@ def task_of(state: State, released: bool = False) -> str:
     return 'parts'
 
 
-def model_config(state: State, checkpoint: object, released: bool = False) -> Config:
+def model_config(
+    state: State,
+    checkpoint: object,
+    released: bool = False,
+    acceleration: Config | None = None,
+) -> Config:
     """Config of the model that a state dict in our layout holds.
 
     Args:
         state: The state dict.
         checkpoint: Path of the file.
         released: Whether it comes from the authors; see :func:`task_of`.
+        acceleration: Arguments of the TokenMigration around the backbone; ``None`` for what the
+            tensors tell of one.
 
     Returns:
         ``model`` and ``load_from`` of a pre-training model or classifier; ``backbone`` and
         ``neck``, as far as they are there and each with its ``init_cfg``, of anything else.
     """
     task = task_of(state, released)
-    if task in _MODELS:
-        return dict(model=_MODELS[task](state), load_from=str(checkpoint))
     found = inspect(state)
+    if acceleration is None and found['backbone'] is not None:
+        acceleration = found['backbone']['acceleration']
+    if task in _MODELS:
+        model = _MODELS[task](state)
+        return dict(model=_accelerated(model, acceleration), load_from=str(checkpoint))
     parts = {}
     # the authors' mmdet and mmseg models have the LayerNorms of torch
     common = dict(norm_eps=1e-5) if released and task in _DOWNSTREAM_HEADS else {}
@@ -88,16 +98,29 @@ def model_config(state: State, checkpoint: object, released: bool = False) -> Co
         if task == 'segmentation' and released:
             parts['neck'] |= dict(out_strides=(4, 8, 16, 32), pool='max', concat_inputs=True)
         parts['neck'] |= common | init_cfg
-    return parts
+    return _accelerated(parts, acceleration)
 
 
-def config_text(state: State, checkpoint: object, released: bool = False) -> str:
+def _accelerated(parts: Config, acceleration: Config | None) -> Config:
+    """The parts with a wrapped backbone."""
+    if acceleration is None or 'backbone' not in parts:
+        return parts
+    wrapper = dict(type='itpn_mm.TokenMigration', backbone=parts['backbone'])
+    return parts | dict(backbone=wrapper | acceleration)
+
+
+def config_text(
+    state: State,
+    checkpoint: object,
+    released: bool = False,
+    acceleration: Config | None = None,
+) -> str:
     """:func:`model_config` as the text of a config.
 
     A whole model stands as ``model = dict(...)``; a backbone and a pyramid as the lines that go
     into such a ``dict``.
     """
-    return format_config(model_config(state, checkpoint, released))
+    return format_config(model_config(state, checkpoint, released, acceleration))
 
 
 def format_config(config: Config) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..checkpoint import LoadReport, PretrainedModule, read_file, remap, resize_positions
 from ..checkpoint.architecture import explain_mismatch, take_prefix
 from ..checkpoint.io import unwrap as take_state
-from ..checkpoint.pretrained import REL_POS, check_share, copy_shared_table
+from ..checkpoint.pretrained import check_share, copy_shared_table, why_optional
 from ..checkpoint.remap import shorten
 from .ema_hook import unwrap
 
@@ -146,7 +146,7 @@ def fit_state(
             )
     loaded = set(report.loaded)
     report.missing = [key for key in target if key not in loaded]
-    counted = [key for key in target if not REL_POS.fullmatch(key)]
+    counted = [key for key in target if not why_optional(key)]
     whole = sum(target[key].numel() for key in counted)
     report.loaded_share = sum(target[key].numel() for key in counted if key in loaded) / whole
     if 'backbone' in parts:
@@ -163,8 +163,8 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, PretrainedModule]]:
 def _why_left_out(
     key: str, part: str, target: dict[str, Tensor], parts: dict[str, PretrainedModule]
 ) -> str | None:
-    if REL_POS.fullmatch(key):
-        return 'relative position of a kind that the model does not have'
+    if reason := why_optional(key):
+        return reason
     if not any(name.startswith(f'{part}.') for name in target):
         return f'part `{part}` that the model does not have'
     if part == 'neck' and part in parts:  # a pyramid instead of a norm, or levels not built
@@ -174,7 +174,7 @@ def _why_left_out(
 
 def _require_backbone(report: LoadReport, target: dict[str, Tensor], loaded: set[str]) -> None:
     """Refuse a checkpoint whose backbone is not that of the model."""
-    keys = [k for k in target if k.startswith('backbone.') and not REL_POS.fullmatch(k)]
+    keys = [k for k in target if k.startswith('backbone.') and not why_optional(k)]
     share = sum(target[k].numel() for k in keys if k in loaded) / sum(
         target[k].numel() for k in keys
     )
@@ -183,7 +183,7 @@ def _require_backbone(report: LoadReport, target: dict[str, Tensor], loaded: set
 
 
 def _require_all(report: LoadReport) -> None:
-    missing = [key for key in report.missing if not REL_POS.fullmatch(key)]
+    missing = [key for key in report.missing if not why_optional(key)]
     if not missing:
         return
     shapes = [f'{key} ({report.ignored[key]})' for key in missing if key in report.ignored]

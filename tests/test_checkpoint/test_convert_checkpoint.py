@@ -6,8 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from itpn_mm.acceleration import SETTINGS
 from itpn_mm.checkpoint import read_checkpoint, remap
+from itpn_mm.registry import MODELS
 
 from .models import authors_state, save_authors
 
@@ -99,7 +102,7 @@ def test_to_the_authors_and_back(convert, tmp_path):
     assert convert(src, ours).error is None
     done = convert(ours, back, '--to', 'authors')
     assert done.error is None
-    assert 'rel_pos_bias.relative_position_index computed' in done.stdout
+    assert 'rel_pos_bias.relative_position_index added' in done.stdout
     assert 'q_proj.weight, blocks.4.attn.k_proj.weight, blocks.4.attn.v_proj.weight' in done.stdout
     assert f'{len(state)} tensors written' in done.stdout
     found = torch.load(back, weights_only=True)['model']
@@ -166,3 +169,73 @@ def test_what_the_authors_have_not_is_refused(convert, tmp_path):
     done = convert(src, tmp_path / 'b.pth', '--to', 'authors')
     assert 'a.pth: cannot become a file of the authors' in done.error
     assert not (tmp_path / 'b.pth').exists()
+
+
+def accelerated_model(stdout: str) -> nn.Module:
+    """What the printed config builds."""
+    lines = stdout.splitlines()
+    starts = ('model = ', 'backbone=')
+    text = '\n'.join(lines[next(i for i, line in enumerate(lines) if line.startswith(starts)) :])
+    config = {}
+    if text.startswith('model = '):
+        exec(text, config)
+        return MODELS.build(config['model'])
+    return MODELS.build(eval(f'dict({text})')['backbone'])
+
+
+@pytest.mark.parametrize('name', ['b2_pixel_cls', 'g05_fast_cls_meanpool', 'a1_pixel_pretrain'])
+@pytest.mark.parametrize('setting', ['migration-20', 'gathering-hrpe', 'all'])
+def test_accelerate(convert, tmp_path, name, setting):
+    pytest.importorskip('mmpretrain')
+    src = save_authors(tmp_path / 'a.pth', authors_state(name))
+    part = ('--part', 'backbone') if 'pretrain' in name else ()
+    options = (*part, '--accelerate', setting, '--window-size', 3)
+    done = convert(src, tmp_path / 'b.pth', *options)
+    assert done.error is None
+    model = accelerated_model(done.stdout)
+    own = getattr(model, 'backbone', model)
+    assert own.acceleration.window_size == 3
+    assert own.acceleration.schedule.ratio == SETTINGS[setting].get('ratio', 0)
+    state = read_checkpoint(tmp_path / 'b.pth')
+    if own is model:
+        model.load_state_dict({k.removeprefix('backbone.'): v for k, v in state.items()})
+    else:
+        model.load_state_dict(state)
+    new = [key for key in state if key.startswith('backbone.acceleration.')]
+    assert all(f'  {key} added' in done.stdout for key in new)
+    zero = [key for key in new if not state[key].any()]
+    assert set(new) - set(zero) == ({new[0]} if new else set())  # the gathering token alone
+    assert bool(new) == (setting != 'migration-20')
+
+    convert(src, tmp_path / 'c.pth', *options)
+    again = read_checkpoint(tmp_path / 'c.pth')
+    assert all(torch.equal(again[key], tensor) for key, tensor in state.items())
+    done = convert(tmp_path / 'b.pth', '--inspect')
+    assert ('a file does not tell `ratio`' in done.stdout) == bool(new)
+
+
+@pytest.mark.parametrize(
+    'name, options, message',
+    [
+        ('a1_pixel_pretrain', (), 'a pre-training has no acceleration; take its backbone: `--part'),
+        ('a1_pixel_pretrain', ('--part', 'pyramid'), 'holds no backbone'),
+        ('b2_pixel_cls', ('--window-size', 1), '`window_size` must be'),
+        ('b2_pixel_cls', ('--to', 'authors'), '2'),
+    ],
+)
+def test_what_cannot_be_accelerated(convert, tmp_path, name, options, message):
+    src = save_authors(tmp_path / 'a.pth', authors_state(name))
+    done = convert(src, tmp_path / 'b.pth', '--accelerate', 'gathering', *options)
+    assert message in done.error and '\n' not in done.error
+    assert not (tmp_path / 'b.pth').exists()
+
+
+def test_accelerate_once(convert, tmp_path):
+    src = save_authors(tmp_path / 'a.pth', authors_state('b2_pixel_cls'))
+    assert convert(src, tmp_path / 'b.pth', '--accelerate', 'gathering').error is None
+    done = convert(tmp_path / 'b.pth', tmp_path / 'c.pth', '--accelerate', 'gathering')
+    assert 'has the parameters of an acceleration already' in done.error
+    done = convert(tmp_path / 'b.pth', tmp_path / 'c.pth', '--to', 'authors')
+    assert "left out: acceleration, which the authors' models do not have" in done.stdout
+    assert read_checkpoint(tmp_path / 'c.pth').keys() == authors_state('b2_pixel_cls').keys()
+    assert convert(src, tmp_path / 'd.pth', '--window-size', 8).error == '2'  # of no acceleration

@@ -317,6 +317,10 @@ def test_what_the_authors_have_not():
     new, report = remap(state, to='authors')
     assert new.keys() == authors_state().keys() and not report.unexplained
     assert set(report.dropped) == {'teacher.steps', 'mfm_head.projs.p4.bias'}
+    token = 'backbone.acceleration.gathering_token'
+    new, report = remap({**state, token: torch.zeros(1, 1, 32)}, to='authors')
+    assert new.keys() == authors_state().keys() and not report.unexplained
+    assert report.dropped[token] == "acceleration, which the authors' models do not have"
     _, report = remap({**state, 'backbone.extra': torch.zeros(1)}, to='authors')
     assert report.unexplained == ['backbone.extra']
     with pytest.raises(ValueError, match=r'a\.pth: cannot become a file of the authors, .* 1 of'):
@@ -484,6 +488,7 @@ def test_large_and_base_are_told_apart():
         layer_scale=True,
         rel_pos_bias='block',
         rel_pos_shape=(961, 12),
+        acceleration=None,
     )
     assert found['neck'] == dict(
         out_channels=256,

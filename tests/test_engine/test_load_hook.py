@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from itpn_mm.acceleration import SETTINGS, TokenMigration
 from itpn_mm.backbones import FastiTPN, HiViT
 from itpn_mm.checkpoint import remap
 from itpn_mm.necks import GlobalAveragePoolNorm, TransformerPyramidNeck
@@ -208,6 +209,70 @@ def test_with_a_moving_average(tmp_path, hook, num_classes):
     runner.train()
     (average,) = (h.ema_model for h in runner.hooks if 'EMA' in type(h).__name__)
     assert average.module.head['fc'].weight.shape == (3, 32)
+
+
+def accelerated(setting: str = 'gathering-rpe', size: int = 3, seed: int = 1) -> nn.Module:
+    """An accelerated backbone whose new parameters have values of their own."""
+    model = TokenMigration(HiViT(ARCH, img_size=64), **{**SETTINGS[setting], 'window_size': size})
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.acceleration.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize('setting', ['migration-40', 'windows', 'gathering-rpe', 'all'])
+def test_evaluates_a_dense_checkpoint_in_an_accelerated_model(tmp_path, log, setting):
+    """A trained backbone is wrapped and gives what plain windows and migration make of it."""
+    dense = Classifier(HiViT(ARCH, img_size=64))
+    path = save(tmp_path / 'a.pth', dense.state_dict(), 'state_dict')
+    options = {**SETTINGS[setting], 'window_size': 3}
+    model = Classifier(TokenMigration(HiViT(ARCH, img_size=64), **options))
+    new = [key for key in model.state_dict() if '.acceleration.' in key]
+    found = make_runner(model, tmp_path, load_from=str(path)).test()['first']
+    TokenMigration(dense.backbone, **{**options, 'gathering': False, 'rel_pos_bias': None})
+    with torch.no_grad():
+        image = torch.stack([Images()[0]['inputs'], Images()[1]['inputs']])
+        assert found == pytest.approx(dense.eval()(image)[0][0, 0].item(), rel=1e-5)
+    level, text = next((level, text) for level, text in log if 'Classifier loaded from' in text)
+    assert level == (logging.WARNING if new else logging.INFO)
+    assert f'missing:    {len(new)}' in text and '100.00% of the values' in text
+    assert ('(keep their initial values): backbone.acceleration.' in text) == bool(new)
+
+
+def test_accelerated_checkpoint_in_a_dense_model(tmp_path, log):
+    source = Classifier(accelerated())
+    path = save(tmp_path / 'a.pth', source.state_dict(), 'state_dict')
+    model = Classifier(HiViT(ARCH, img_size=64))
+    found = make_runner(model, tmp_path, load_from=str(path)).test()['first']
+    assert all(torch.equal(v, source.state_dict()[k]) for k, v in model.state_dict().items())
+    source.backbone.acceleration = None
+    with torch.no_grad():
+        image = torch.stack([Images()[0]['inputs'], Images()[1]['inputs']])
+        assert found == pytest.approx(source.eval()(image)[0][0, 0].item(), rel=1e-5)
+    level, text = next((level, text) for level, text in log if 'Classifier loaded from' in text)
+    assert 'acceleration that the model does not have: backbone.acceleration.gath' in text
+    assert level == logging.INFO
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_another_acceleration(tmp_path, log, train):
+    """What both have is taken, at another size of windows too; the rest starts anew."""
+    source = Classifier(accelerated('gathering-hrpe'))
+    path = save(tmp_path / 'a.pth', source.state_dict(), 'state_dict')
+    model = Classifier(accelerated('gathering-rpe', 5, seed=2))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    if train:
+        load_into(model, path, tmp_path)
+    else:
+        make_runner(model, tmp_path, load_from=str(path)).test()
+    state, expected = model.state_dict(), source.state_dict()
+    table = 'backbone.acceleration.rel_pos.table'
+    assert state[table].shape == (81, 2) and not torch.equal(state[table], before[table])
+    for key, tensor in state.items():
+        assert key == table or torch.equal(tensor, expected.get(key, before[key])), key
+    text = next(text for _, text in log if 'Classifier loaded from' in text)
+    assert f'resized:    1: {table} (25, 2) -> (81, 2)' in text
+    assert 'missing:    1 (keep their initial values): backbone.acceleration.cross_rel_pos' in text
 
 
 def test_pretraining_file_into_a_classifier(tmp_path, log):
