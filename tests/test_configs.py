@@ -27,7 +27,17 @@ PRETRAINING = [name for name, path in PATHS.items() if path.parent.name == 'pret
 # Those with a teacher of another kind have tests of their own, test_configs_distill.py.
 DISTILLATION = [name for name in PRETRAINING if name.startswith('itpn-clip-')]
 PRETRAINING = [name for name in PRETRAINING if name not in DISTILLATION]
-DETECTION = [name for name, path in PATHS.items() if path.parent.name == 'detection']
+# Those on Fast-iTPN, of detection upright and rotated: test_configs_acceleration.py.
+ACCELERATION = [
+    name
+    for name, path in PATHS.items()
+    if path.parent.name == 'rotated_detection' or name.startswith('mask-rcnn_fastitpn-')
+]
+DETECTION = [
+    name
+    for name, path in PATHS.items()
+    if path.parent.name == 'detection' and name not in ACCELERATION
+]
 CLASSIFICATION = [name for name, path in PATHS.items() if path.parent.name == 'classification']
 DEMO = [name for name, path in PATHS.items() if path.parent.name == 'demo']
 
@@ -45,12 +55,14 @@ DATA_ROOTS = {
     'photographs': 'data/demo/photographs',
     'coco': 'data/coco/',
     'nuclei': 'data/demo/nuclei/',
+    'dota': 'data/split_ss_dota/',
 }
+HOSTS = {'detection': 'mmdet', 'rotated_detection': 'mmrotate'}
 
 
 def read(name: str) -> Config:
     path = PATHS[name]
-    pytest.importorskip('mmdet' if path.parent.name == 'detection' else 'mmpretrain')
+    pytest.importorskip(HOSTS.get(path.parent.name, 'mmpretrain'))
     return copy.deepcopy(parse(path))
 
 
@@ -82,7 +94,7 @@ def test_the_list_of_configs():
     assert len(PRETRAINING) >= 17 and len(DETECTION) >= 6
     # `classification` and `demo` have tests of their own: test_configs_classification.py and
     # test_demo_digits.py.
-    tested = {*PRETRAINING, *DISTILLATION, *DETECTION, *CLASSIFICATION, *DEMO}
+    tested = {*PRETRAINING, *DISTILLATION, *DETECTION, *ACCELERATION, *CLASSIFICATION, *DEMO}
     assert tested == set(PATHS), 'a folder without tests'
     for arch in ('tiny', 'small', 'base', 'large'):
         for epochs in (300, 400, 800, 1600):
@@ -160,6 +172,11 @@ def assert_trained(cfg: Config, runner, gradients: dict) -> None:
     assert gradients.keys() == trained
     wrong = [n for n, value in gradients.items() if not (value.isfinite() and value > 0)]
     assert wrong == []
+    assert_hooks(cfg, runner)
+
+
+def assert_hooks(cfg: Config, runner) -> None:
+    """The runner has the hooks that the config names."""
     hooks = {type(hook).__name__ for hook in runner.hooks}
     assert {hook.type.removeprefix('itpn_mm.') for hook in cfg.custom_hooks} <= hooks
 
@@ -371,11 +388,11 @@ def test_metafile(metafile):
         assert model['Metadata'][key] == length
         assert 'Weights' not in model  # there are none
         for result in model.get('Results', ()):  # no figure is ours
-            assert model['Metadata']['Source of Results'].startswith('paper, Table ')
+            assert re.match('paper, (Table|Figure) ', model['Metadata']['Source of Results'])
             assert all(metric.endswith(' (paper)') for metric in result['Metrics'])
 
 
-@pytest.mark.parametrize('folder', ['pretraining', 'detection', 'classification', 'demo'])
+@pytest.mark.parametrize('folder', [Path(metafile).parent.name for metafile in METAFILES])
 def test_readme_of_a_folder_names_its_configs(folder):
     text = (ROOT / 'configs' / folder / 'README.md').read_text()
     named = set()

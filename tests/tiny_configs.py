@@ -35,6 +35,9 @@ SIDE = 64  # of pre-training images
 DEMO_DIVISOR, DIVISOR = 4, 16
 DISTILL_DIVISOR = 8  # a width of 384 has to stay a multiple of 16
 COCO_DIVISOR = 8  # of the sizes in the pipelines
+DOTA_DIVISOR = 4  # anchors of stride 16 lie inside the picture, or they would not train
+# A picture of acceleration has several windows of this side, of several tokens.
+WINDOW, WINDOWS_DIVISOR = 4, 4
 
 
 @functools.cache
@@ -49,6 +52,9 @@ def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
     if whole.type == 'itpn_mm.iTPNDistill':
         divisor = DISTILL_DIVISOR
     cfg.model = _shrink_model(cfg.model.to_dict(), divisor)
+    accelerated = cfg.model.get('backbone', {}).get('type') == 'itpn_mm.TokenMigration'
+    if accelerated:
+        _shrink_acceleration(cfg.model.backbone)
     box_head = cfg.model.get('roi_head', {}).get('bbox_head', {})
     if box_head.get('type') == 'Shared4Conv1FCBBoxHead':  # these widths are its defaults
         box_head.update(conv_out_channels=256 // divisor, fc_out_channels=1024 // divisor)
@@ -65,8 +71,11 @@ def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
         _use_classes(cfg, work_dir)
     elif 'itpn-pixel_hivit' in name and not name.startswith('mask-rcnn'):
         _use_photographs(cfg, work_dir)
+    elif name.endswith('_dota'):
+        _use_rotated(cfg, work_dir)
     else:
-        _use_instances(cfg, work_dir, COCO_DIVISOR if name.endswith('_coco') else 1)
+        coco_divisor = WINDOWS_DIVISOR if accelerated else COCO_DIVISOR
+        _use_instances(cfg, work_dir, coco_divisor if name.endswith('_coco') else 1)
     cfg.train_cfg.max_epochs = 1
     cfg.train_cfg.pop('val_interval', None)
     cfg.work_dir = str(work_dir)
@@ -122,6 +131,14 @@ def _shrink_model(value: Any, divisor: int, key: str = '') -> Any:
     if isinstance(value, (list, tuple)) and key != 'strides':
         return type(value)(_shrink_model(v, divisor) for v in value)
     return value
+
+
+def _shrink_acceleration(cfg: dict) -> None:
+    """Two attention blocks, so that one is left to be global or not."""
+    cfg['backbone']['arch']['depths'] = (1, 1, 2)
+    cfg.update(window_size=WINDOW, schedule=dict(every=1))
+    if cfg.get('global_layers'):
+        cfg['global_layers'] = (1,)
 
 
 def _divide(value: int, divisor: int) -> int:
@@ -214,6 +231,24 @@ def _use_instances(cfg: Config, work_dir: Path, divisor: int) -> None:
         _set_loader(cfg[key], 2 if key == 'train_dataloader' else 1)
     for key in ('val_evaluator', 'test_evaluator'):
         cfg[key] = _replace_root(cfg[key].to_dict(), old, f'{root}')
+
+
+def _use_rotated(cfg: Config, work_dir: Path) -> None:
+    """Two pictures with rotated boxes, as in DOTA; validation would start a pool of processes."""
+    root = work_dir / 'rotated'
+    images, annotations = root / 'trainval' / 'images', root / 'trainval' / 'annfiles'
+    images.mkdir(parents=True)
+    annotations.mkdir()
+    for i, name in enumerate(('plane', 'ship')):
+        draw_picture(128, 128, seed=i).save(images / f'{i}.png')
+        boxes = ('20 40 60 20 70 40 30 60', '64 90 100 70 110 88 74 108')
+        (annotations / f'{i}.txt').write_text(''.join(f'{box} {name} 0\n' for box in boxes))
+    dataset = cfg.train_dataloader.dataset
+    dataset.data_root = str(root)
+    dataset.pipeline = _scale_pipeline(dataset.pipeline, DOTA_DIVISOR)
+    _set_loader(cfg.train_dataloader, 2)
+    for key in ('val_cfg', 'val_dataloader', 'val_evaluator'):
+        cfg[key] = cfg[key.replace('val', 'test', 1)] = None
 
 
 def draw_picture(width: int, height: int, seed: int) -> Image.Image:

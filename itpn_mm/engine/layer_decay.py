@@ -21,6 +21,7 @@ KNOWN_KEYS = (
     'bypass_duplicate',
 )
 CUSTOM_MULTS = ('lr_mult', 'decay_mult')
+POSITIONS_AND_TOKENS = {'pos_embed', 'cls_token', 'gathering_token', 'rel_pos', 'cross_rel_pos'}
 # `_NormBase` is the common base of batch and instance norms.
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -43,8 +44,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     everything else (heads, a neck without the method) has the last depth and the full rate.
 
     Weight decay: none for biases, norms, layer scales and other parameters of one dimension, and
-    none for position embeddings, class tokens and relative position tables; the base value for the
-    rest.
+    none for position embeddings, class and gathering tokens and relative position tables; the base
+    value for the rest.
     Frozen parameters are left out. Parameters with equal settings share a group, so that fused
     optimizers have few of them; a group also has `lr_scale` (its `lr` over the base one),
     `layer_id` and `param_names`.
@@ -223,8 +224,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def is_position_or_token(name: str) -> bool:
-    """Tell whether `name` is a position embedding, class token or relative position table of the
-    backbone.
+    """Tell whether `name` is a position embedding, class or gathering token or relative position
+    table of the backbone.
     """
     first, *parts = name.split('.')
-    return first == 'backbone' and not {'pos_embed', 'cls_token', 'rel_pos'}.isdisjoint(parts)
+    return first == 'backbone' and not POSITIONS_AND_TOKENS.isdisjoint(parts)
