@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +103,10 @@ class Acceleration(nn.Module):
                     'without it all layers are global'
                 )
             global_layers = parse_layers(global_layers, depth, '`global_layers`')
+            if len(global_layers) == depth:
+                raise ValueError(
+                    f'`global_layers` {global_layers} are all layers; leave `window_attention` out'
+                )
         self.window_layers = tuple(
             layer for layer in range(depth) if window_attention and layer not in global_layers
         )
@@ -291,10 +294,12 @@ class Acceleration(nn.Module):
 
 def _join(groups: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Neighbouring groups of windows of one length become one batch."""
-    return [
-        (sum(num for num, _ in members), length)
-        for length, members in groupby(groups, key=lambda group: group[1])
-    ]
+    joined: list[tuple[int, int]] = []
+    for num, length in groups:
+        if joined and joined[-1][1] == length:
+            num += joined.pop()[0]
+        joined.append((num, length))
+    return joined
 
 
 def _grids(

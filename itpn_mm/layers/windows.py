@@ -5,7 +5,7 @@ before the patches of an image in this order.
 """
 
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +41,10 @@ class WindowGrid:
         found = [(rows[i], cols[j], i, j) for i in range(len(rows)) for j in range(len(cols))]
         found.sort(key=lambda window: (-window[0] * window[1], -window[0], *window[2:]))
         self.places = [window[2:] for window in found]
-        shapes = groupby(window[:2] for window in found)
-        self.groups = [(len(list(members)), *shape) for shape, members in shapes]
+        counts: dict[tuple[int, int], int] = {}
+        for window in found:
+            counts[window[:2]] = counts.get(window[:2], 0) + 1
+        self.groups = [(num, *shape) for shape, num in counts.items()]
 
     def __len__(self) -> int:
         return len(self.places)
