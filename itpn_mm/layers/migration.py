@@ -1,6 +1,7 @@
 """Token migration: which tokens leave, and how they come back (paper, Section 4.1)."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,11 @@ def choose_leaving(keys: Tensor, num: int) -> tuple[Tensor, Tensor]:
         )
     leaves = torch.zeros(keys.shape[:-1], dtype=torch.uint8, device=keys.device)
     if num:
-        keys = F.normalize(keys, dim=-1)
+        keys = F.normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)), dim=-1)
         a, b = keys[..., ::2, :], keys[..., 1::2, :]
-        best = (a @ b.transpose(-1, -2)).amax(dim=-1)
+        # Neighbours are so alike that half precision would not tell them apart.
+        with nullcontext() if a.is_meta else torch.autocast(a.device.type, enabled=False):
+            best = (a @ b.transpose(-1, -2)).amax(dim=-1)
         leaves.scatter_(-1, 2 * best.topk(num, dim=-1).indices, 1)
     order = leaves.argsort(dim=-1, stable=True)
     return order[..., : length - num], order[..., length - num :]
