@@ -1,8 +1,6 @@
 """What the digits demo runs: chains of tasks, on the stock runner."""
 
-import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +10,8 @@ from mmengine.runner import Runner
 
 from .digits_plan import CONFIGS, LABELS, PRETRAINED, list_of, tasks_of
 from .knn import accuracy, classify, extract_features
-from .parallel import BEGIN, DONE
 from .steps import ROOT, digest, digest_files
+from .tasks import Tasks
 
 # --smoke: every task, hardly any training.
 SMOKE = {'train_cfg.max_iters': 2, 'train_dataloader.batch_size': 8}
@@ -26,7 +24,7 @@ INPUTS = (
 )
 
 
-class Chain:
+class Chain(Tasks):
     """The pre-training of a start, or all that a seed of it is for; nothing complete is repeated.
 
     Args:
@@ -40,9 +38,9 @@ class Chain:
     def __init__(self, start: str, part: str, work: Path, smoke: bool = False) -> None:
         self.start, self.part, self.smoke = start, part, smoke
         self.seed = 0 if part == 'pretrain' else int(part.removeprefix('seed'))
-        self.name, self.root = f'{start}-{part}', work / start
-        self.folder = self.root if part == 'pretrain' else self.root / part
-        self.key = digest([digest_files(*INPUTS), self.name, str(smoke)])
+        name, self.root = f'{start}-{part}', work / start
+        folder = self.root if part == 'pretrain' else self.root / part
+        super().__init__(name, folder, digest([digest_files(*INPUTS), name, str(smoke)]))
 
     def run(self) -> None:
         """Run the tasks in their order."""
@@ -53,22 +51,6 @@ class Chain:
                 self.once(task, self.classify_neighbours)
             else:
                 self.once(task, partial(self.train, *task.split('-')))
-
-    def once(self, task: str, run: Callable[[], dict]) -> None:
-        """Run a task unless its file says that it is complete, and say so."""
-        path, name = self.folder / f'{task}.json', f'{self.name}/{task}'
-        old = json.loads(path.read_text()) if path.exists() else {}
-        if old.get('key') == self.key:
-            said = 'complete'
-        else:
-            print(f'{BEGIN}{name}', flush=True)
-            start = time.monotonic()
-            result = run()
-            seconds = round(time.monotonic() - start, 1)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({'key': self.key, 'seconds': seconds, 'result': result}))
-            said = ', '.join(f'{key} {value:.1f}' for key, value in result.items())
-        print(f'{DONE}{name}: {said}', flush=True)
 
     def pretrain(self) -> dict:
         """Pre-train on the pool that the start is named after; the mean of the last losses."""

@@ -1,0 +1,177 @@
+"""Table and plot of the acceleration study."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import acceleration_speed as speed
+from .acceleration_plan import (
+    EPOCHS,
+    GEOMETRY,
+    PARTS,
+    SEEDS,
+    SETTING_NAMES,
+    TRAINED,
+    chain_name,
+    costs,
+    settings_of,
+)
+from .digits_report import mean_and_deviation
+from .pictures import LINES
+from .results import METRICS, describe_machine
+
+KINDS = {'bbox_mAP': 'box mAP', 'segm_mAP': 'mask mAP'}
+
+
+def read_tasks(work: Path) -> dict[str, dict]:
+    """The file of every task by its name. Raises FileNotFoundError if one was not run."""
+    return {name: json.loads((work / path_of(name)).read_text()) for name in costs()}
+
+
+def path_of(name: str) -> str:
+    """File of a task, as in `dense-seed0/train` -> `dense/seed0/train.json`."""
+    chain, task = name.split('/')
+    trained, seed = chain.rsplit('-', 1)
+    return f'{trained}/{seed}/{task}.json'
+
+
+def values_of(tasks: Mapping[str, dict], trained: str, setting: str, key: str) -> list[float]:
+    """A result of the evaluations of a fine-tuning under a setting, one for each seed."""
+    names = [f'{chain_name(trained, seed)}/evaluate-{setting}' for seed in SEEDS]
+    return [tasks[name]['result'][key] for name in names]
+
+
+def summarise(tasks: Mapping[str, dict], timed: Mapping[str, dict], counts: dict) -> dict:
+    """The contents of results.json.
+
+    Args:
+        tasks: The file of every task.
+        timed: What `acceleration_speed.measure` returns.
+        counts: `images` and `instances` of each of `PARTS`.
+    """
+    rows = []
+    for part in PARTS:
+        for trained in TRAINED:
+            for setting in settings_of(trained):
+                row = {'part': part, 'trained': trained, 'evaluated': setting}
+                for metric in METRICS:
+                    values = values_of(tasks, trained, setting, f'{part}_{metric}')
+                    dense = values_of(tasks, 'dense', 'dense', f'{part}_{metric}')
+                    row[metric] = describe(values)
+                    differences = [value - other for value, other in zip(values, dense)]
+                    row[f'{metric}_minus_dense'] = describe(differences)
+                rows.append({**row, **speed.summarise(timed, part, setting)})
+    return {
+        'rows': rows,
+        'seeds': list(SEEDS),
+        'epochs': EPOCHS,
+        'geometry': GEOMETRY,
+        'counts': counts,
+        'definitions': {
+            'mAP': 'COCO AP at IoU 0.50:0.95 of the last checkpoint, in percent, a value for each '
+            'seed; std is the sample standard deviation over the seeds; a seed sets the weights '
+            'that are not pre-trained, and the order and flips of the tiles; one pre-training',
+            'minus_dense': 'difference to the dense fine-tuning, evaluated dense, of the same seed',
+            'images_per_second': 'of the whole detector, from images in memory to boxes and masks, '
+            f'one at a time, median of {speed.ROUNDS} rounds in which the settings take turns',
+            'speedup': 'over dense, median of the ratios within a round',
+        },
+        'seconds_of_tasks': {name: task['seconds'] for name, task in tasks.items()},
+        'seconds_of_passes': timed,
+        'machine': describe_machine(used_gpu=False),
+    }
+
+
+def describe(values: list[float]) -> dict:
+    """Values with their mean and sample standard deviation."""
+    mean, deviation = mean_and_deviation(values)
+    rounded = [round(value, 2) for value in values]
+    return {'values': rounded, 'mean': round(mean, 2), 'std': round(deviation, 2)}
+
+
+def make_table(summary: dict) -> str:
+    """The contents of table.md."""
+    lines = []
+    for part, label in PARTS.items():
+        counts = summary['counts'][part]
+        dense = next(row for row in summary['rows'] if row['part'] == part)
+        lines += [
+            f'### {label[0].upper()}{label[1:]}: {counts["images"]} with {counts["instances"]} '
+            'nuclei',
+            '',
+            '| fine-tuned | evaluated | box mAP | mask mAP | mask mAP, to dense | images/s | '
+            'to dense | backbone alone |',
+            '|---|---|---|---|---|---|---|---|',
+            *(line(row) for row in summary['rows'] if row['part'] == part),
+            '',
+            f'Of the {1000 / dense["images_per_second"]:.0f} ms that the dense detector takes for '
+            f'an image, {dense["backbone_ms"]:.0f} are the backbone.',
+            '',
+        ]
+    nuclei = summary['counts']['tiles']['instances']
+    lines += [
+        f'Mean ± standard deviation of {len(summary["seeds"])} seeds, {summary["epochs"]} epochs '
+        'each, after one pre-training; "to dense" is the difference within a seed. One nucleus '
+        f'of {nuclei} is {100 / nuclei:.1f} % of the recall. Windows of 4 x 4 tokens; tokens leave '
+        'at every layer. A dense checkpoint has no gathering parameters: their scales are 0, so '
+        '`gathering` is then exactly `windows`, and `all` is windows with 20 % migration. '
+        'Images/s: one at a time, a setting costs the same however it was fine-tuned. At so few '
+        'tokens there is nothing to gain in speed; `tools/benchmark.py` measures speed at the '
+        'sizes that detectors run at.',
+    ]
+    return '\n'.join(lines) + '\n'
+
+
+def line(row: dict) -> str:
+    """A row of a table."""
+    cells = [f'{row[m]["mean"]:.1f} ± {row[m]["std"]:.1f}' for m in KINDS]
+    other = row['segm_mAP_minus_dense']
+    dense = row['trained'] == row['evaluated'] == 'dense'
+    cells.append('' if dense else f'{other["mean"]:+.1f} ± {other["std"]:.1f}')
+    cells.append(f'{row["images_per_second"]:.1f}')
+    cells += [f'{row[key]:.2f}x' for key in ('speedup', 'backbone_speedup')]
+    return f'| {row["trained"]} | {row["evaluated"]} | {" | ".join(cells)} |'
+
+
+def draw(summary: dict, path: Path) -> None:
+    """Draw AP by setting, a row for each of `PARTS`: a point a seed, a bar at their mean; speed."""
+    figure = Figure(figsize=(15, 8.4), layout='constrained')
+    grid = figure.subplots(len(PARTS), 3, squeeze=False)
+    for panels, (part, label) in zip(grid, PARTS.items()):
+        rows = [row for row in summary['rows'] if row['part'] == part]
+        for axes, (metric, name) in zip(panels, KINDS.items()):
+            for i, how in enumerate(('fine-tuned dense', 'fine-tuned with the setting')):
+                chosen = [r for r in rows if (r['trained'] == 'dense') == (i == 0)]
+                for row in chosen:
+                    place = SETTING_NAMES.index(row['evaluated']) + 0.3 * i - 0.15
+                    values, mean = row[metric]['values'], row[metric]['mean']
+                    axes.plot([place] * len(values), values, 'o', color=LINES[i], alpha=0.55)
+                    axes.hlines(mean, place - 0.12, place + 0.12, color=LINES[i], linewidth=2.5)
+                axes.plot([], [], '-o', color=LINES[i], label=how)
+            finish(axes, f'{name}, {label}', 'percent')
+        dense = [row for row in rows if row['trained'] == 'dense']
+        for i, (key, name) in enumerate(
+            (('speedup', 'whole detector'), ('backbone_speedup', 'backbone alone'))
+        ):
+            places = [index + 0.36 * i - 0.18 for index in range(len(dense))]
+            panels[2].bar(places, [r[key] for r in dense], 0.34, color=LINES[i + 2], label=name)
+        panels[2].axhline(1, color='black', linewidth=0.8)
+        finish(panels[2], f'speed, {label}', 'times dense')
+    entries = [axes.get_legend_handles_labels() for axes in (grid[0][0], grid[0][2])]
+    handles, labels = (sum(lists, []) for lists in zip(*entries))
+    figure.legend(handles, labels, loc='outside lower center', ncols=len(labels))
+    figure.savefig(path, dpi=100, bbox_inches='tight', pad_inches=0.15)
+
+
+def finish(axes: Axes, title: str, unit: str) -> None:
+    """Titles, names of the settings, light lines."""
+    axes.set_title(title)
+    axes.set_ylabel(unit)
+    axes.set_xticks(
+        range(len(SETTING_NAMES)), SETTING_NAMES, rotation=20, ha='right', rotation_mode='anchor'
+    )
+    axes.grid(axis='y', alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
