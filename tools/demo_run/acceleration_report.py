@@ -160,9 +160,10 @@ def draw(summary: dict, path: Path) -> None:
             panels[2].bar(places, [r[key] for r in dense], 0.34, color=LINES[i + 2], label=name)
         panels[2].axhline(1, color='black', linewidth=0.8)
         finish(panels[2], f'speed, {label}', 'times dense')
-    entries = [axes.get_legend_handles_labels() for axes in (grid[0][0], grid[0][2])]
-    handles, labels = (sum(lists, []) for lists in zip(*entries))
-    figure.legend(handles, labels, loc='outside lower center', ncols=len(labels))
+    (lines, names), (bars, parts) = (
+        axes.get_legend_handles_labels() for axes in (grid[0][0], grid[0][2])
+    )
+    figure.legend([*lines, *bars], [*names, *parts], loc='outside lower center', ncols=4)
     figure.savefig(path, dpi=100, bbox_inches='tight', pad_inches=0.15)
 
 
@@ -170,8 +171,6 @@ def finish(axes: Axes, title: str, unit: str) -> None:
     """Titles, names of the settings, light lines."""
     axes.set_title(title)
     axes.set_ylabel(unit)
-    axes.set_xticks(
-        range(len(SETTING_NAMES)), SETTING_NAMES, rotation=20, ha='right', rotation_mode='anchor'
-    )
+    axes.set_xticks(range(len(SETTING_NAMES)), SETTING_NAMES, rotation=20, ha='right')
     axes.grid(axis='y', alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
