@@ -25,6 +25,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from mmengine.config import Config
+from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image, ImageOps
 from torch import nn
@@ -42,17 +43,11 @@ ARCHS = {
     for cls in (HiViT, FastiTPN)
     for size in cls.arch_zoo
 }
-# As most models of OpenMMLab; of `--arch`, and of a config that does not say.
-IMAGENET = dict(
-    type='mmengine.ImgDataPreprocessor',
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-)
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 LONG_SIDE = 1333  # pixels; larger pictures are shrunk unless `--size` says more
 STEPS = 7  # most panels beside the picture
-WIDTH = 13.0  # inches
+NARROWEST, WIDTH = 8.0, 13.0  # inches
 STAYING, BORDER = '#4a5560', '#19d3f3'  # colours of what stays and of windows
 PADDING = 225
 
@@ -81,15 +76,20 @@ class Trace(NamedTuple):
 
 
 def load(
-    model: dict, preprocessor: dict | None, checkpoint: str | None, changes: dict
+    model: dict,
+    preprocessor: dict,
+    checkpoint: str | None,
+    setting: str | None = None,
+    **changes: object,
 ) -> tuple[nn.Module, nn.Module]:
     """Build the accelerated backbone of a model, and what prepares its pictures.
 
     Args:
         model: Config of the backbone, accelerated or not.
-        preprocessor: Config of the data preprocessor; ``None`` for ImageNet's mean and deviation.
+        preprocessor: Config of the data preprocessor of any OpenMMLab package.
         checkpoint: File with the backbone's weights; ``None`` leaves them random.
-        changes: Arguments of TokenMigration that replace those of the config.
+        setting: Name of arguments of TokenMigration to take instead of those of the config.
+        changes: Arguments of TokenMigration that replace what these say.
 
     Raises:
         ValueError: An argument or the checkpoint does not fit, or no token leaves.
@@ -99,7 +99,7 @@ def load(
     if str(model.get('type')).split('.')[-1] == 'TokenMigration':
         arguments = {k: v for k, v in model.items() if k not in ('type', 'backbone')}
         model = model['backbone']
-    arguments |= changes
+    arguments = (arguments if setting is None else SETTINGS[setting]) | changes
     if not arguments.get('ratio'):
         raise ValueError('no token leaves at `ratio` 0: give `--ratio`, for example `--ratio 0.2`')
     model = {key: value for key, value in model.items() if key != 'init_cfg'}
@@ -107,7 +107,10 @@ def load(
     backbone = MODELS.build(dict(type='itpn_mm.TokenMigration', backbone=model, **arguments))
     if checkpoint is not None:
         load_pretrained(backbone, checkpoint)
-    return backbone.eval(), MODELS.build(preprocessor or IMAGENET).eval()
+    # The packages' own classes differ in what else they take and return.
+    common = {k: preprocessor[k] for k in ('mean', 'std', 'pad_size_divisor') if k in preprocessor}
+    rgb = preprocessor.get('bgr_to_rgb', preprocessor.get('to_rgb', False))
+    return backbone.eval(), ImgDataPreprocessor(**common, bgr_to_rgb=rgb)
 
 
 def find_pictures(paths: Sequence[str]) -> list[Path]:
@@ -154,7 +157,7 @@ def trace(backbone: nn.Module, preprocessor: nn.Module, picture: np.ndarray, nam
         ValueError: The picture is smaller than a patch.
     """
     bgr = torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1)[None]
-    images = preprocessor({'inputs': bgr, 'data_samples': None})['inputs']
+    images = preprocessor({'inputs': bgr})['inputs']
     patch, size = backbone.patch_size, backbone.acceleration.window_size
     grid = tuple(-(-side // patch) for side in images.shape[2:])
     left = torch.full((grid[0] * grid[1],), -1)
@@ -188,17 +191,18 @@ def draw(item: Trace, notes: str = '') -> Figure:
     columns = min(range(1, count + 1), key=lambda n: _unfit(n, count, width / height))
     rows = -(-count // columns)
     cell = min(WIDTH / columns, 4.5 * width / height)
-    heights = (rows * (cell * height / width + 0.3), 2.6)
-    figure = Figure(figsize=(columns * cell, sum(heights) + 0.4), layout='constrained')
+    heights = (rows * (cell * height / width + 0.45), 2.6)
+    figure_width = max(columns * cell, NARROWEST)
+    figure = Figure(figsize=(figure_width, sum(heights) + 0.4), layout='constrained')
     top, bottom = figure.subfigures(2, 1, height_ratios=heights)
     axes = top.subplots(rows, columns, squeeze=False).flatten()
     h, w = item.left.shape
     windows = [len(edges) - 1 for edges in item.edges]
     several = f'{windows[0]} x {windows[1]} windows' if max(windows) > 1 else 'one window'
-    _show(axes[0], item, item.picture, f'{h} x {w} patches, {several}')
+    _show(axes[0], item, item.picture, f'{h} x {w} patches\n{several}')
     for axis, layer in zip(axes[1:], steps, strict=False):
         gone = int(((item.left >= 0) & (item.left <= layer)).sum())
-        title = f'before layer {layer}: {gone} of {h * w} have left'
+        title = f'before layer {layer}\n{gone} of {h * w} have left'
         _show(axis, item, _paint(item, layer, colours), title)
     for axis in axes[count:]:
         axis.set_axis_off()
@@ -230,7 +234,7 @@ def _paint(item: Trace, layer: int, colours: dict[int, np.ndarray]) -> np.ndarra
             fill[item.left == at] = (*colour, 1)
     fill = fill.repeat(patch, 0).repeat(patch, 1)
     grey = item.picture.mean(axis=2, keepdims=True) / 255
-    tinted = fill[..., :3] * (0.65 + 0.35 * grey)
+    tinted = fill[..., :3] * (0.75 + 0.25 * grey)
     return np.where(fill[..., 3:] > 0, tinted, grey)
 
 
@@ -306,7 +310,10 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--checkpoint', help="the backbone's weights; random without it")
     parser.add_argument(
-        '--setting', choices=SETTINGS, metavar='NAME', help=f'one of {", ".join(SETTINGS)}'
+        '--setting',
+        choices=SETTINGS,
+        metavar='NAME',
+        help=f'instead of what CONFIG says: {", ".join(SETTINGS)}',
     )
     parser.add_argument('--ratio', type=float, help='share of the tokens that leave')
     schedule = parser.add_mutually_exclusive_group()
@@ -326,7 +333,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.size is not None and args.size < 1:
         parser.error(f'--size must be at least 1 pixel, but got {args.size}')
-    args.changes = dict(SETTINGS[args.setting]) if args.setting else {}
+    args.changes = {}
     for name in ('ratio', 'window_size'):
         if getattr(args, name) is not None:
             args.changes[name] = getattr(args, name)
@@ -349,17 +356,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
     try:
         files = find_pictures(args.images)
-        model, preprocessor = ARCHS.get(args.arch), None
+        model, preprocessor = ARCHS.get(args.arch), IMAGENET
         if args.config:
             cfg = Config.fromfile(args.config)
             init_default_scope(cfg.get('default_scope') or 'mmengine')
             model = cfg.get('model', {}).get('backbone')
             if model is None:
                 raise ValueError(f'{args.config}: has no `model.backbone`')
-            preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
-        backbone, preprocessor = load(model, preprocessor, args.checkpoint, args.changes)
+            preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor', {})
+        backbone, preprocessor = load(
+            model, preprocessor, args.checkpoint, args.setting, **args.changes
+        )
         args.out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
+    except (KeyError, OSError, ValueError) as error:
         sys.exit(f'visualize_tokens.py: {error}')
     notes = '' if args.checkpoint else '(random weights)'
     skipped = 0

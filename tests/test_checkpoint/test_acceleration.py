@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from torch import nn
 
 from itpn_mm.acceleration import SETTINGS, TokenMigration
@@ -24,21 +23,6 @@ def accelerated(setting: str = 'gathering-rpe', make=backbone, size: int = SIZE,
     for parameter in model.acceleration.parameters():
         nn.init.normal_(parameter)
     return model
-
-
-@pytest.fixture
-def log():
-    """What is logged, as (level, text)."""
-    records = []
-
-    class Handler(logging.Handler):
-        def emit(self, record):
-            records.append((record.levelno, record.getMessage()))
-
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler := Handler())
-    yield records
-    logger.removeHandler(handler)
 
 
 @pytest.fixture(params=['ours', 'alone', 'authors'])

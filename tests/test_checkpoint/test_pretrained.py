@@ -2,7 +2,6 @@ import logging
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, PretrainedInit
 from safetensors.torch import save_file
 
@@ -47,22 +46,6 @@ def assert_part(module, state, prefix, skip=()):
 @pytest.fixture
 def authors_file(tmp_path):
     return save_authors(tmp_path / 'authors.pth', authors_state())
-
-
-@pytest.fixture
-def log(monkeypatch):
-    """What is logged, as (level, text)."""
-    records = []
-
-    class Handler(logging.Handler):
-        def emit(self, record):
-            records.append((record.levelno, record.getMessage()))
-
-    logger = MMLogger.get_current_instance()
-    handler = Handler()
-    logger.addHandler(handler)
-    yield records
-    logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize('kind', ['authors', 'ours', 'safetensors'])
