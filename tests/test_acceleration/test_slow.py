@@ -91,33 +91,17 @@ def test_fast_equals_slow_in_many_cases(own, grid, batch, data):
     check_any(own, grid, batch, data)
 
 
-EVERYTHING = dict(ratio=0.4, schedule=dict(every=1), window_size=3, window_attention=True)
-
-
-def everything(own):
-    return dict(
-        EVERYTHING, gathering=True, global_layers=(1,), rel_pos_bias=None if own[1] else 'all'
-    )
-
-
 @each_own
-def test_everything_on(own):
-    chosen = everything(own)
-    model = accelerated(backbone(own, (4, 4), 3), **chosen).double()
-    check(model, images((7, 5), 1, dtype=torch.float64), (7, 5), chosen)
-
-
-@each_own
-def test_gradients_equal_those_of_slow(own):
+def test_everything_on_with_gradients(own):
     """None goes through the selection; a token that left passes on that of its place."""
-    chosen, grid = everything(own), (4, 5)
-    model = accelerated(backbone(own, (4, 4), 3), **chosen).double()
-    x, weights = images(grid, 2, dtype=torch.float64), torch.randn(2, WIDTH, *grid)
-    gradients = []
-    for maps in (model(x)[2], stack(SlowStage3(model, **chosen)(x), grid)):
-        model.zero_grad()
-        (weights * maps).sum().backward()
-        gradients.append({k: p.grad.clone() for k, p in model.named_parameters()})
-    for name, gradient in gradients[0].items():
+    options = dict(ratio=0.4, schedule=dict(every=1), window_size=3, global_layers=(1,))
+    options.update(window_attention=True, gathering=True, rel_pos_bias=None if own[1] else 'all')
+    grid = (7, 4)
+    model = accelerated(backbone(own, (4, 4), 3), **options).double()
+    x, weights = images(grid, 1, dtype=torch.float64), torch.randn(WIDTH, *grid)
+    maps = model(x)[2], stack(SlowStage3(model, **options)(x), grid)
+    torch.testing.assert_close(*maps, atol=1e-8, rtol=1e-8)
+    fast, slow = (torch.autograd.grad((weights * y).sum(), list(model.parameters())) for y in maps)
+    for (name, _), gradient, expected in zip(model.named_parameters(), fast, slow):
         assert gradient.any(), name
-        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-7, rtol=1e-7, msg=name)
+        torch.testing.assert_close(gradient, expected, atol=1e-7, rtol=1e-7, msg=name)
