@@ -16,6 +16,7 @@ MARKS = (
     ('paper, Table VII: DOTA Faster R-CNN, whole detector', TABLE_7, 's'),
 )
 COLORS = {False: '#4c78a8', True: '#f58518'}  # eager, compiled
+OTHERS = {False: '#888888', True: '#b5651d'}  # what is not ours
 
 
 def _shared(row: dict, relative: bool) -> tuple:
@@ -34,6 +35,8 @@ def _panel(axis: Axes, rows: Sequence[dict], relative: bool) -> None:
     """Bars from top to bottom, the paper's figures as marks, and the value beyond both."""
 
     def name(row: dict) -> str:
+        if row['variant'] == 'peer':
+            return row['model']
         return row['variant'] if relative else f'{row["model"]} {row["variant"]}'
 
     key = 'to_dense' if relative else 'images_per_s'
@@ -49,9 +52,13 @@ def _panel(axis: Axes, rows: Sequence[dict], relative: bool) -> None:
         ]
         label = 'ours' + (', compiled' if kind else ', eager' if len(kinds) > 1 else '')
         values = [row[key] for row in chosen]
-        axis.barh(spots, values, 0.9 * height, label=label, color=COLORS[kind])
+        colors = [
+            (OTHERS if row['variant'] in ('plain', 'peer') else COLORS)[kind] for row in chosen
+        ]
+        axis.barh(spots, values, 0.9 * height, color=colors)
+        axis.barh([0], [0], label=label, color=COLORS[kind])  # for the legend
         for spot, value in zip(spots, values):
-            text = f'{value:.2f}' if relative else f'{value:.3g}'
+            text = f'{value:.2f}' if relative else f'{value:#.3g}'
             # at the foot of the bar, where no mark stands
             axis.text(0.015 * longest, spot, text, va='center', fontsize=8, color='white')
     for label, values, shape in marks:
@@ -64,6 +71,7 @@ def _panel(axis: Axes, rows: Sequence[dict], relative: bool) -> None:
     if relative:
         axis.axvline(1.0, color='black', linewidth=0.8)
     axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.tick_params(axis='x', labelsize=9)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.08 * longest)
     axis.set_xlabel('speed relative to dense' if relative else 'images per second', fontsize=9)
@@ -95,8 +103,10 @@ def plot(rows: Sequence[dict], path: Path) -> None:
     for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
     handles, labels = axes.flat[0].get_legend_handles_labels()
+    room = 0.0
     if len(labels) > 1:
         figure.legend(handles, labels, loc='lower center', fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.2 * len(labels) / figure.get_figheight(), 1, 1))
+        room = (0.2 * len(labels) + 0.2) / figure.get_figheight()
+    figure.tight_layout(rect=(0, room, 1, 1))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
