@@ -26,6 +26,7 @@ ARROWS = {
     'checkpoint': ({'layers'}, {'torch', 'mmengine', 'safetensors'}),
     'backbones': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
     'necks': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
+    'acceleration': ({'layers', 'backbones', 'registry'}, {'torch', 'mmengine'}),
     'engine': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
     'pretraining': (
         {'layers', 'checkpoint', 'backbones', 'necks', 'engine', 'registry'},
