@@ -40,9 +40,9 @@ class CompileHook(Hook):
         parts (sequence of str): Names of the parts of the model to compile.
         mode (str, optional): That of `torch.compile`: 'reduce-overhead' replays CUDA graphs, which
             take the memory of each shape for themselves; 'max-autotune' also tries kernels.
-        max_shapes (int): Shapes to compile each part for: once for training, and once for
-            validation and test. It sets the limit that torch has for all compiled functions of the
-            process.
+        max_shapes (int): Shapes that a part may be compiled for in training, and again without
+            gradients in validation and test. The limit of torch becomes twice as many graphs, for
+            all compiled functions of the process.
 
     Raises:
         ValueError: An argument does not fit, or the model has no such part.
@@ -69,7 +69,7 @@ class CompileHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Mark the parts for compilation; called ahead of training, validation and test alike."""
         model = unwrap(runner.model)
-        model = unwrap(model.module) if isinstance(model, BaseTTAModel) else model
+        model = model.module if isinstance(model, BaseTTAModel) else model
         for name in self.parts:
             part = getattr(model, name, None)
             if not isinstance(part, nn.Module):
