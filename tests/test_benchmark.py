@@ -11,20 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import memory, passes, peers  # noqa: E402
-from benchmarks.arithmetic import closed_form, count_gflop, counted, window_lengths  # noqa: E402
+from benchmarks.arithmetic import counted  # noqa: E402
 from benchmarks.measure import gemm_rates, peak_memory_cpu  # noqa: E402
-from benchmarks.models import SETTINGS, Candidate, build, shipped  # noqa: E402
-from benchmarks.plot import plot  # noqa: E402
-from benchmarks.report import derived, markdown, report_name  # noqa: E402
+from benchmarks.models import Candidate, build  # noqa: E402
 from benchmarks.selection import selection_share  # noqa: E402
 
-# GFLOP of a Fast-iTPN at 224 x 224, and parameters of the released classifier
-FAST_ITPN = {
-    'fastitpn-tiny': (10.68, 24_219_976),
-    'fastitpn-small': (17.86, 39_902_920),
-    'fastitpn-base': (38.10, 84_825_192),
-    'fastitpn-large': (131.48, 312_017_320),
-}
 CHANNELS = {
     ('hivit-test', True): (256,) * 5,
     ('fastitpn-test', True): (256,) * 5,
@@ -122,60 +113,11 @@ def test_plain_refuses_partial_patches(models):
         models[1](torch.zeros(1, 3, 70, 64))
 
 
-@pytest.mark.parametrize('name', sorted(FAST_ITPN))
-def test_arithmetic_and_parameters_of_fast_itpn(name):
-    gflop, parameters = FAST_ITPN[name]
-    backbone = Candidate(name, 'dense', pyramid=False)
-    assert round(counted(backbone, (224, 224)), 2) == gflop
-    assert round(closed_form(backbone, (224, 224)), 2) == gflop
-    with torch.device('meta'):
-        model = shipped(backbone)
-    width = model.backbone.embed_dims
-    head = 2 * width + 1000 * (width + 1)  # a LayerNorm and a linear layer
-    assert sum(p.numel() for p in model.parameters()) + head == parameters
-
-
-@pytest.mark.parametrize('variant', ['plain', *SETTINGS])
-@pytest.mark.parametrize(
-    ('name', 'size', 'pyramid'),
-    [
-        ('fastitpn-tiny', (800, 1280), True),
-        ('hivit-tiny', (336, 720), False),  # 21 x 45 patches: windows of four shapes
-    ],
-)
-def test_closed_form_is_what_torch_counts(name, size, pyramid, variant):
-    candidate = Candidate(name, variant, pyramid)
-    assert closed_form(candidate, size) == pytest.approx(counted(candidate, size), rel=1e-6)
-
-
-@pytest.mark.parametrize('variant', SETTINGS)
-@pytest.mark.parametrize('grid', [(50, 80), (21, 45), (9, 14)])
-def test_windows_of_the_closed_form_hold_the_tokens_of_the_model(variant, grid):
-    with torch.device('meta'):
-        backbone = shipped(Candidate('fastitpn-base', variant)).backbone
-    if variant == 'dense':
-        assert window_lengths(SETTINGS[variant], grid, 24) == [window_lengths({}, grid, 1)[0]] * 24
-        return
-    windows = window_lengths(SETTINGS[variant], grid, 24)
-    assert [sum(lengths) for lengths in windows] == backbone.acceleration.tokens_per_layer(*grid)
-
-
 def test_relative_error():
     a, b = torch.tensor([[3.0, -4.0]]), torch.tensor([[3.0, -4.5]])
     assert passes.relative_error([a, a], [a, b]) == pytest.approx(0.5 / b.norm().item())
     with pytest.raises(ValueError, match='must hold 2 maps, but got 1'):
         passes.relative_error([a], [a, b])
-
-
-def test_count_gflop():
-    linear = torch.nn.Linear(32, 8, bias=False, device='meta')
-    assert count_gflop(linear, (5, 32)) == pytest.approx(2 * 5 * 32 * 8 / 1e9)
-
-
-def test_a_training_pass_is_counted_with_its_backward_pass():
-    candidate = Candidate('fastitpn-test', 'all')
-    ratio = counted(candidate, (64, 64), train=True) / counted(candidate, (64, 64))
-    assert 2.7 < ratio < 3.1  # not quite 3: images need no gradient
 
 
 def test_rounds():
@@ -377,42 +319,6 @@ def test_tool_times_a_pretraining_step(tmp_path, quick):
     assert row['images_per_s'] == 2 / row['median_s']
     assert 'An optimiser step' in table
     assert (tmp_path / 'hivit-test_pretrain_cpu-fp32.png').exists()
-
-
-def make_row(**more):
-    row = dict(mode='inference', model='fastitpn-base', variant='windows', compiled=False)
-    row.update(pyramid=True, size='800x1280', batch=4, dtype='amp', gflop=8.0, median_s=2.0)
-    return row | dict(min_s=1.0, max_s=3.0, images_per_s=2.0, to_dense=1.8) | more
-
-
-def test_derived_figures():
-    machine = dict(gemm_gflops=dict(bf16=16), stated_peak_gflops=40)
-    row = derived(make_row(), machine)
-    assert (row['gflop_per_image'], row['gemm_share'], row['peak_share']) == (2, 0.25, 0.1)
-    assert (row['figure_5'], round(row['table_7'], 2)) == (1.9, 1.64)
-    assert 'figure_5' not in derived(make_row(variant='dense', gflop=None), machine)
-
-
-def test_table_leaves_out_empty_columns():
-    table = markdown([make_row()], {}, dict(gemm_gflops=dict(bf16=16)))
-    assert '| median s | range | images/s | x dense | paper Fig. 5 |' in table
-    assert '| 2 | 1..3 | 2 | 1.80 | 1.90 |' in table
-    assert '| selection |' not in table
-
-
-def test_plot_of_compiled_rows_and_of_peers(tmp_path):
-    rows = [make_row(variant=v, compiled=c) for v in ('dense', 'windows') for c in (False, True)]
-    plot(rows, tmp_path / 'relative.png')
-    plot([*rows, make_row(variant='peer', model='Swin-B', to_dense=None)], tmp_path / 'peers.png')
-    assert len(list(tmp_path.glob('*.png'))) == 2
-
-
-def test_report_name():
-    settings = dict(models=['fastitpn-tiny', 'fastitpn-base'], mode='inference', device='cuda')
-    settings.update(settings=['dense'], dtypes=['fp32', 'bf16'], pyramid=True, peers=False)
-    assert report_name(settings) == 'fastitpn_inference_cuda-fp32-bf16'
-    settings.update(settings=['dense', 'all'], models=['hivit-base'], pyramid=False, peers=True)
-    assert report_name(settings) == 'hivit-base-backbone-peers_acceleration_cuda-fp32-bf16'
 
 
 @pytest.mark.parametrize(
