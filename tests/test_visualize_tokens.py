@@ -31,7 +31,7 @@ PREPROCESSOR |= dict(pad_size_divisor=32)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """The working directory, with two pictures of unequal size; a log of the tool goes there."""
+    """The working directory, with two pictures of unequal size."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     (tmp_path / 'pictures').mkdir()
