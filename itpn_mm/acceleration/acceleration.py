@@ -281,8 +281,10 @@ class Acceleration(nn.Module):
     def _cross_bias(self, x: Tensor, grid: WindowGrid, layout: TokenWindows) -> Tensor:
         """Bias (1, heads, rows of x, G) by the offset of a window from that of a query."""
         height, width = max(grid.num_rows, CROSS_GRID), max(grid.num_cols, CROSS_GRID)
-        index = torch.tensor([[i * width + j for i, j in grid.places]], device=x.device)
-        bias = self.cross_rel_pos(x, TokenGrid(height, width, index))  # (1, heads, G, G)
+        index = grid.window_order(x.device)
+        index = index // grid.num_cols * width + index % grid.num_cols
+        # (1, heads, G, G)
+        bias = self.cross_rel_pos(x, TokenGrid(height, width, index.unsqueeze(0)))
         own, of_patches = torch.arange(len(grid), device=x.device), []
         for windows, (_, length) in zip(
             own.split([num for num, _ in layout.groups]), layout.groups, strict=True

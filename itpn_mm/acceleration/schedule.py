@@ -69,11 +69,11 @@ def _layers(schedule: Mapping[str, int | Sequence[int]], depth: int) -> list[int
     (kind, value), wrong = *schedule.items(), f'`schedule` {dict(schedule)!r}'
     if kind == 'layers':
         return parse_layers(value, depth, f'{wrong}: `layers`')
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f'{wrong}: `{kind}` must be a number of at least 1')
-    if kind == 'first' and value > depth:
-        raise ValueError(f'{wrong}: `first` must be 1 to {depth}, the number of layers')
-    return list(range(0, depth, value)) if kind == 'every' else list(range(value))
+    most = depth if kind == 'first' else None
+    if not isinstance(value, int) or value < 1 or (most and value > most):
+        limits = f'1 to {most}, the number of layers' if most else 'a number of at least 1'
+        raise ValueError(f'{wrong}: `{kind}` must be {limits}')
+    return list(range(value)) if most else list(range(0, depth, value))
 
 
 def parse_layers(layers: Sequence[int], depth: int, name: str) -> list[int]:

@@ -28,7 +28,6 @@ class WindowGrid:
 
     Attributes:
         num_rows, num_cols: Windows along each axis.
-        places: Row and column of each window, in their order.
         groups: (number of windows, rows, columns) of each shape.
         slots: Rows of the tallest times columns of the widest window.
     """
@@ -38,16 +37,14 @@ class WindowGrid:
         self.num_rows, self.num_cols = -(-height // size), -(-width // size)
         rows, cols = _cut(height, self.num_rows), _cut(width, self.num_cols)
         self.slots = max(rows) * max(cols)
-        found = [(rows[i], cols[j], i, j) for i in range(len(rows)) for j in range(len(cols))]
-        found.sort(key=lambda window: (-window[0] * window[1], -window[0], *window[2:]))
-        self.places = [window[2:] for window in found]
-        counts: dict[tuple[int, int], int] = {}
-        for window in found:
-            counts[window[:2]] = counts.get(window[:2], 0) + 1
-        self.groups = [(num, *shape) for shape, num in counts.items()]
+        shapes = [(a, b) for a in rows for b in cols]
+        self.groups = sorted(
+            ((shapes.count(shape), *shape) for shape in set(shapes)),
+            key=lambda group: (-group[1] * group[2], -group[1]),
+        )
 
     def __len__(self) -> int:
-        return len(self.places)
+        return self.num_rows * self.num_cols
 
     @property
     def areas(self) -> list[int]:
@@ -56,12 +53,25 @@ class WindowGrid:
 
     def order(self, device: torch.device | None = None) -> Tensor:
         """Row-major grid index of each token, window after window, each row by row: (1, L)."""
-        rank = [0] * len(self)
-        for place, (i, j) in enumerate(self.places):
-            rank[i * self.num_cols + j] = place
         (i, _), (j, _) = self._cells(device)
-        rank_of_token = torch.tensor(rank, device=device)[i.unsqueeze(1) * self.num_cols + j]
-        return rank_of_token.flatten().argsort(stable=True).unsqueeze(0)
+        place = self.window_order(device).argsort()[i.unsqueeze(1) * self.num_cols + j]
+        return place.flatten().argsort(stable=True).unsqueeze(0)
+
+    def window_order(self, device: torch.device | None = None) -> Tensor:
+        """Row-major index of each window, in their order: (number of windows,).
+
+        The order of ``groups``, but made on the device: to copy a list there would wait for it.
+        """
+        index = torch.arange(len(self), device=device)
+        rows, cols = (
+            (i + 1) * length // count - i * length // count
+            for i, length, count in (
+                (index // self.num_cols, self.height, self.num_rows),
+                (index % self.num_cols, self.width, self.num_cols),
+            )
+        )
+        size = rows * cols * (self.height + 1) + rows  # by area, then by rows
+        return size.argsort(descending=True, stable=True)
 
     def local_index(self, device: torch.device | None = None) -> Tensor:
         """Index of each token of the grid (row-major) in a window of ``size`` x ``size``: (L,)."""
