@@ -18,9 +18,9 @@ from itpn_mm.layers import (
     take_tokens,
 )
 
+from .arguments import check_arguments
 from .schedule import MigrationSchedule, parse_layers
 
-REL_POS_KINDS = (None, 'window', 'all')
 # Windows a side for which the table of the attention to gathering tokens is made: 4096 pixels with
 # windows of 16 patches. It is resampled for more.
 CROSS_GRID = 16
@@ -76,37 +76,14 @@ class Acceleration(nn.Module):
     ) -> None:
         super().__init__()
         self.schedule = MigrationSchedule(ratio, schedule, depth)
-        if not isinstance(window_size, int) or window_size < 2:
-            raise ValueError(
-                f'`window_size` must be a number of at least 2 tokens, but got {window_size!r}'
-            )
-        self.window_size = window_size
-        if gathering and not window_attention:
-            raise ValueError(
-                '`gathering=True` needs `window_attention=True`: without windows every token sees '
-                'all others already'
-            )
-        if rel_pos_bias not in REL_POS_KINDS:
-            raise ValueError(
-                f'`rel_pos_bias` must be one of {REL_POS_KINDS}, but got {rel_pos_bias!r}'
-            )
-        if rel_pos_bias is not None and not window_attention:
-            raise ValueError(f'`rel_pos_bias={rel_pos_bias!r}` needs `window_attention=True`')
-        if rel_pos_bias == 'all' and not gathering:
-            raise ValueError(
-                "`rel_pos_bias='all'` needs `gathering=True`; without it, take 'window'"
-            )
+        check_arguments(window_size, window_attention, global_layers, gathering, rel_pos_bias)
         if global_layers:
-            if not window_attention:
-                raise ValueError(
-                    f'`global_layers` {list(global_layers)} needs `window_attention=True`: '
-                    'without it all layers are global'
-                )
             global_layers = parse_layers(global_layers, depth, '`global_layers`')
             if len(global_layers) == depth:
                 raise ValueError(
                     f'`global_layers` {global_layers} are all layers; leave `window_attention` out'
                 )
+        self.window_size = window_size
         self.window_layers = tuple(
             layer for layer in range(depth) if window_attention and layer not in global_layers
         )

@@ -48,7 +48,7 @@ WINDOWS = dict(window_attention=True)
         (dict(rel_pos_bias='window'), r"`rel_pos_bias='window'` needs `window_attention=True`"),
         (dict(WINDOWS, rel_pos_bias='all'), r"`rel_pos_bias='all'` needs `gathering=True`"),
         (dict(WINDOWS, rel_pos_bias='hrpe'), r"`rel_pos_bias` must be one of .* but got 'hrpe'"),
-        (dict(global_layers=[1]), r'`global_layers` \[1\] needs `window_attention=True`'),
+        (dict(global_layers=[1]), r'`global_layers=\[1\]` needs `window_attention=True`'),
         (dict(WINDOWS, global_layers=[4]), r'`global_layers` must be .* 0 to 3.* but got \[4\]'),
         (dict(WINDOWS, global_layers=range(4)), r'`global_layers` \[0, 1, 2, 3\] are all layers'),
         (dict(WINDOWS, global_layers=2), r'`global_layers` must be .* but got 2'),
