@@ -305,14 +305,6 @@ def test_gradients_reach_what_left_through_the_pyramid(chosen, grid, data):
                 assert not torch.cat([gradient[:patch], gradient[patch + 1 :]]).any()
 
 
-def test_the_cases_are_many():
-    tests = [f for name, f in globals().items() if name.startswith('test_')]
-    cases = [
-        f._hypothesis_internal_use_settings.max_examples for f in tests if hasattr(f, 'hypothesis')
-    ]
-    assert sum(cases) >= 500
-
-
 @pytest.mark.parametrize('cls_token', [False, True])
 def test_dropping_paths_takes_an_image_as_a_whole(cls_token):
     """Also the gathering tokens and each window."""

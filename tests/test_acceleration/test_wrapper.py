@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 
 from itpn_mm.acceleration import TokenMigration, trace_migration
 from itpn_mm.acceleration.settings import SETTINGS
+from tests.test_backbones.test_hivit import LargestOutput
 
 from .models import HEADS, PATCH, WIDTH, FastiTPN, HiViT, accelerated, images, plain
 
@@ -280,6 +281,31 @@ def test_sizes_alternate():
     for _ in range(2):
         assert torch.equal(model(first)[2], expected[0])
         assert torch.equal(model(second)[2], expected[1])
+
+
+@torch.no_grad()
+def test_more_windows_than_the_table_was_made_for():
+    """It is resampled; the same bias for all gathering tokens is as good as none."""
+    model = accelerated(plain(), **dict(CASES['all'], window_size=2)).eval()
+    x, table = images((35, 3)), model.acceleration.cross_rel_pos.table
+    random = model(x)[2]
+    table.fill_(0)
+    none = model(x)[2]
+    table.fill_(3)
+    same = model(x)[2]
+    torch.testing.assert_close(same, none, atol=1e-4, rtol=1e-4)
+    assert (random - none).abs().max() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('own', [None, 'block', 'shared', 'decoupled'])
+def test_windows_need_no_quadratic_tensor(own):
+    """Neither do their biases, nor the choice of those that leave."""
+    options = dict(MIGRATION, **WINDOWS, gathering=True, rel_pos_bias=None if own else 'window')
+    model = accelerated(plain(FastiTPN, rel_pos_bias=own), **dict(options, window_size=8))
+    with LargestOutput() as largest:
+        model(images((32, 32)))
+    assert largest.numel < (32 * 32) ** 2 / 4
 
 
 def test_it_builds_from_a_config():
