@@ -76,8 +76,8 @@ def window_lengths(setting: dict, grid: tuple[int, int], depth: int) -> list[lis
     """Tokens of every window in each layer of stage 3 (``depth`` lists).
 
     A window starts with its patches. At the j-th of M layers where tokens leave, R_j = R j / M
-    (rounded) of its n slots are gone, of which those that it never had leave first, but never more
-    than half of its tokens at once; R is the ratio of n, rounded down.
+    (rounded) of its n slots are gone, of which those that it never had leave first; R is the ratio
+    of n, rounded down.
     """
     default = inspect.signature(TokenMigration).parameters
     given = {
@@ -96,7 +96,7 @@ def window_lengths(setting: dict, grid: tuple[int, int], depth: int) -> list[lis
         if layer in layers:
             step = layers.index(layer) + 1
             gone = int(Fraction(leaving * step, len(layers)) + Fraction(1, 2))
-            windows = [max(min(n, slots - gone), n // 2) for n in windows]
+            windows = [min(n, slots - gone) for n in windows]
         lengths.append(windows)
     return lengths
 

@@ -130,12 +130,18 @@ def test_gemm_rates_keep_the_better_of_two(quick):
 
 def test_share_of_selection(monkeypatch):
     model = build(Candidate('fastitpn-test', 'migration-40', pyramid=False), (64, 64))
-    img, acceleration = torch.randn(1, 3, 160, 160), model.backbone.acceleration
-    assert 0 < selection_share(model, img, 'cpu') < 0.9
-    run = acceleration.run
-    monkeypatch.setattr(acceleration, 'run', lambda *args: time.sleep(0.5) or run(*args))
-    assert selection_share(model, img, 'cpu') > 0.5
-    assert 'forward' not in vars(acceleration) and 'run_block' not in vars(model.backbone)
+    img, backbone = torch.randn(1, 3, 160, 160), model.backbone
+
+    def share_with_a_slow(module, name):
+        call = getattr(module, name)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda *args: time.sleep(0.3) or call(*args))
+            return selection_share(model, img, 'cpu')
+
+    assert share_with_a_slow(backbone.acceleration, 'run') > 0.5
+    assert 0 < share_with_a_slow(backbone.stages[2][1], 'forward') < 0.3
+    assert 0 < share_with_a_slow(backbone.stages[1][0], 'forward') < 0.3
+    assert 'forward' not in vars(backbone.acceleration) and 'run_block' not in vars(backbone)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
