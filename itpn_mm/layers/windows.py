@@ -141,34 +141,38 @@ class TokenWindows:
             v: Values.
             rel_pos: Relative position of the block itself.
         """
-        b, num_gathering, num_prefix = len(q), self.num_gathering, self.num_prefix
-        start, first = num_gathering + num_prefix, 0
         biases, prefix_bias = self.biases or [None] * len(self.groups), self.prefix_bias
         if rel_pos is not None:
             biases, prefix_bias = self._make_biases(q, rel_pos)
-        gathered, prefix, patches = [], [], []
-        per_window = num_gathering // sum(num for num, _ in self.groups)
-        for (num, length), bias in zip(self.groups, biases, strict=True):
-            qw, kw, vw = (_fold(x[:, start : start + num * length], num) for x in (q, k, v))
-            if num_prefix:
-                kw, vw = (
-                    torch.cat([_repeat(x[:, num_gathering:][:, :num_prefix], num), xw], dim=1)
-                    for x, xw in ((k, kw), (v, vw))
-                )
-            patches.append(_unfold(attend(qw, kw, vw, bias), b))
+        num_other = self.num_gathering + self.num_prefix
+        parts = (self.num_gathering, self.num_prefix, q.shape[1] - num_other)
+        q_gathering, q_prefix, q_patches = q.split(parts, dim=1)
+        k_gathering, k_prefix, k_patches = k.split(parts, dim=1)
+        v_gathering, v_prefix, v_patches = v.split(parts, dim=1)
+
+        nums = [num for num, _ in self.groups]
+        sizes = [num * length for num, length in self.groups]
+        per_window = self.num_gathering // sum(nums)
+        gathered, mixed = [], []
+        for num, bias, qg, qw, kw, vw in zip(
+            nums,
+            biases,
+            q_gathering.split([num * per_window for num in nums], dim=1),
+            *(x.split(sizes, dim=1) for x in (q_patches, k_patches, v_patches)),
+            strict=True,
+        ):
+            kw, vw = _fold(kw, num, k_prefix), _fold(vw, num, v_prefix)
+            mixed.append(_unfold(attend(_fold(qw, num), kw, vw, bias), len(q)))
             if per_window:
-                queries = _fold(q[:, first : first + num * per_window], num)
-                gathered.append(_unfold(attend(queries, kw, vw), b))
-            start, first = start + num * length, first + num * per_window
-        if num_prefix:
-            queries, keys, values = (x[:, num_gathering:] for x in (q, k, v))
-            prefix.append(attend(queries[:, :num_prefix], keys, values, prefix_bias))
-        parts = gathered + prefix + patches
-        out = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).flatten(2)
+                gathered.append(_unfold(attend(_fold(qg, num), kw, vw), len(q)))
+        if self.num_prefix:
+            keys, values = k[:, self.num_gathering :], v[:, self.num_gathering :]
+            gathered.append(attend(q_prefix, keys, values, prefix_bias))
+        rows = gathered + mixed
+        out = (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).flatten(2)
         if self.scale is None:
             return out
-        cross = attend(q, k[:, :num_gathering], v[:, :num_gathering], self.cross_bias)
-        return out + self.scale(cross.flatten(2))
+        return out + self.scale(attend(q, k_gathering, v_gathering, self.cross_bias).flatten(2))
 
     def share(self, x: Tensor, rel_pos: nn.Module) -> 'TokenWindows':
         """The same with the biases of a relative position that all blocks share; it is computed
@@ -207,16 +211,16 @@ class TokenWindows:
         return biases, torch.cat([own, to_patch.expand(-1, -1, -1, start - first)], dim=3)
 
 
-def _fold(x: Tensor, num: int) -> Tensor:
-    """Windows become images: (B, num * length, heads, d) -> (B * num, length, heads, d)."""
-    return x.unflatten(1, (num, -1)).flatten(0, 1)
+def _fold(x: Tensor, num: int, prefix: Tensor | None = None) -> Tensor:
+    """Windows become images: (B, num * length, heads, d) -> (B * num, P + length, heads, d), each
+    with the tokens ``prefix`` (B, P, heads, d) of its image before it.
+    """
+    x = x.unflatten(1, (num, -1))
+    if prefix is not None and prefix.shape[1]:
+        x = torch.cat([prefix.unsqueeze(1).expand(-1, num, -1, -1, -1), x], dim=2)
+    return x.flatten(0, 1)
 
 
 def _unfold(x: Tensor, b: int) -> Tensor:
     """Images again: (B * num, length, heads, d) -> (B, num * length, heads, d)."""
     return x.unflatten(0, (b, -1)).flatten(1, 2)
-
-
-def _repeat(x: Tensor, num: int) -> Tensor:
-    """The same tokens for each window: (B, P, heads, d) -> (B * num, P, heads, d)."""
-    return x.unsqueeze(1).expand(-1, num, -1, -1, -1).flatten(0, 1)
