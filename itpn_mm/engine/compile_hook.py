@@ -30,11 +30,11 @@ class CompileHook(Hook):
     dict.
 
     A graph is compiled for each shape of the input, at its first batch, which takes a while. So
-    make the images come in few shapes ("buckets"), at most `max_shapes`: pad them to multiples of
+    let the images come in few shapes ("buckets"), at most `max_shapes`: pad them to multiples of
     a large number, by `pad_size_divisor` of the data preprocessor, and let `batch_size` divide the
-    data set (or set `drop_last`). With an image scale of (1333, 800) and `pad_size_divisor=128`, a
-    side is one of 7 to 11 multiples; with one scale and one aspect ratio there is one shape.
-    Batches of more shapes than `max_shapes` are computed without compilation; torch warns once.
+    data set or set `drop_last`. Images resized to mmdet's (1333, 800) come in 9 shapes with
+    `pad_size_divisor=128`: 896 x 896 to 896 x 1408 and upright, but for aspect ratios above 1.67.
+    Batches of more shapes than allowed are computed without compilation; torch warns once.
 
     Args:
         parts (sequence of str): Names of the parts of the model to compile.
