@@ -27,7 +27,9 @@ def length(schedule: dict, depth: int) -> int:
 def ratios(draw, schedule: dict, depth: int) -> float:
     """A ratio for which at most half of the tokens leave in the last layer of the schedule."""
     steps = length(schedule, depth)
-    return draw(st.floats(0, 0.95 * steps / (steps + 1)))
+    most = 0.95 * steps / (steps + 1)
+    # Hundredths, because 0.29 * 100 is less than 29 in floating point.
+    return draw(st.floats(0, most) | st.integers(0, int(100 * most)).map(lambda n: n / 100))
 
 
 @st.composite

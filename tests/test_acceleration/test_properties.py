@@ -125,6 +125,11 @@ def test_counts_follow_the_formula(depth, grid, size, data):
     assert all(counts[-1] >= 1 for counts in left)
 
 
+def test_29_of_100_tokens_leave():
+    model = TokenMigration(plain(), ratio=0.29, schedule=dict(first=2), window_size=10)
+    assert model.acceleration.tokens_per_layer(20, 10) == [170, 142, 142]  # 15, then 14 a window
+
+
 @torch.no_grad()
 @settings(max_examples=30, deadline=None)
 @given(model=models(), grid=GRIDS, batch=st.integers(1, 3), training=st.booleans())
