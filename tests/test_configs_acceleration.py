@@ -11,7 +11,15 @@ from itpn_mm.acceleration import SETTINGS
 from itpn_mm.engine import check_config
 from itpn_mm.registry import MODELS
 
-from .test_configs import ACCELERATION, assert_hooks, check_common, fields, read
+from .test_configs import (
+    ACCELERATION,
+    assert_hooks,
+    check_common,
+    fields,
+    read,
+    run_two_processes,
+    write_for_processes,
+)
 from .tiny_configs import shrink, train
 
 NAME = re.compile(
@@ -205,3 +213,20 @@ def test_missing_pretraining_is_named(name, tmp_path, monkeypatch):
     cfg = shrink(read(name), name, Path(tmp_path))
     with pytest.raises(FileNotFoundError, match=rf'`model\.{key}\.init_cfg\.checkpoint` is '):
         check_config(cfg, 'train')
+
+
+@pytest.mark.slow
+def test_two_processes_stay_equal(tmp_path):
+    """Plain DDP, which fails if a parameter has no gradient; three steps with an image each."""
+    name = DENSE['dota'].replace('_dota', '-gathering-rpe_dota')
+    random = {f'model.{part}.init_cfg': None for part in ('backbone.backbone', 'neck')}
+    path = write_for_processes(name, tmp_path, **random)
+    first, second = run_two_processes(path, tmp_path)
+    assert first['losses'] != second['losses']
+    for part in ('start', 'end'):
+        assert first[part].keys() == second[part].keys()
+        assert all(torch.equal(value, second[part][key]) for key, value in first[part].items())
+    late = {key for key in first['start'] if key.startswith(LATE)}
+    assert len(late) == 2
+    for key in late:  # from the second step on
+        assert not torch.equal(first['end'][key], first['start'][key]), key
