@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 from itpn_mm import hosts
 
@@ -29,8 +30,8 @@ DOCUMENTS = sorted(
 )
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf'^```{language}\n(.*?)^```', README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf'^```{language}\n(.*?)^```', text, flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -91,6 +92,22 @@ def test_accelerating(swapped, tmp_path):
     runner, gradients = train(shrink(cfg, first.stem, tmp_path / 'accelerated'))
     assert runner.model.backbone.acceleration is not None
     assert runner.iter == 1 and all(value.isfinite() for value in gradients.values())
+
+
+def test_configs_of_the_other_documents(tmp_path):
+    """They start from a detection config and build its model."""
+    pytest.importorskip('mmdet')
+    found = 0
+    for document in ROOT.glob('docs/*.md'):
+        for text in blocks('python', document.read_text()):
+            path = tmp_path / f'{document.stem}_{found}.py'
+            path.write_text(text.replace("'./", f"'{ROOT}/configs/detection/"))
+            cfg = Config.fromfile(path)
+            cfg = shrink(cfg, path.stem + '_coco', tmp_path / path.stem)
+            with DefaultScope.overwrite_default_scope('mmdet'):
+                assert MODELS.build(cfg.model).backbone.acceleration is not None
+            found += 1
+    assert found == 1
 
 
 def assert_trained(runner, gradients) -> None:
