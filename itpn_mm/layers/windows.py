@@ -6,6 +6,7 @@ before the patches of an image in this order.
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import index
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ class WindowGrid:
     """
 
     def __init__(self, height: int, width: int, size: int) -> None:
+        # Numbers for torch.compile too, which may trace with symbols: the plan follows from them.
+        height, width = index(height), index(width)
         self.height, self.width, self.size = height, width, size
         self.num_rows, self.num_cols = -(-height // size), -(-width // size)
         rows, cols = _cut(height, self.num_rows), _cut(width, self.num_cols)
@@ -62,12 +65,12 @@ class WindowGrid:
 
         The order of ``groups``, but made on the device: to copy a list there would wait for it.
         """
-        index = torch.arange(len(self), device=device)
+        window = torch.arange(len(self), device=device)
         rows, cols = (
             (i + 1) * length // count - i * length // count
             for i, length, count in (
-                (index // self.num_cols, self.height, self.num_rows),
-                (index % self.num_cols, self.width, self.num_cols),
+                (window // self.num_cols, self.height, self.num_rows),
+                (window % self.num_cols, self.width, self.num_cols),
             )
         )
         size = rows * cols * (self.height + 1) + rows  # by area, then by rows
