@@ -21,6 +21,7 @@ from benchmarks.selection import selection_share
 # largest accepted difference of the outputs, relative to the length of a map as one vector
 TOLERANCE = dict(fp32=1e-4, amp=0.1, bf16=0.1)
 CHECKED = 2  # images of a batch that are compared
+SELECTION_PASSES = 3
 Size = tuple[int, int]
 
 
@@ -150,9 +151,9 @@ def extra_passes(candidate: Candidate, case: Case) -> list[str]:
     if case.train or candidate.compiled:
         passes.append('warm-up')
     if case.device == 'cuda' or not candidate.compiled:
-        passes.append('memory')
+        passes += ['memory'] if case.device == 'cuda' else ['memory', 'memory']  # one before
     if candidate.accelerated and not (candidate.compiled or case.train):
-        passes.append('selection')
+        passes += ['selection'] * SELECTION_PASSES
     return passes
 
 
@@ -221,9 +222,9 @@ class Group:
             if candidate.variant == 'dense'
         }
 
-    def _step(self, candidate: Candidate, text: str) -> None:
+    def _step(self, candidate: Candidate, text: str, passes: int = 1) -> None:
         text = f'{candidate.model} {self.case}, {candidate.label}: {text}'
-        self.progress.step(text, self.costs[candidate])
+        self.progress.step(text, passes * self.costs[candidate])
 
     def check(self) -> None:
         """The first pass: dense outputs must be equal, all others of equal shapes and finite."""
@@ -286,7 +287,8 @@ class Group:
     def measure_memory(self) -> None:
         """Peak of a pass on top of weights and images; on a CPU not of what is compiled."""
         for candidate in self.models:
-            if 'memory' not in extra_passes(candidate, self.case):
+            passes = extra_passes(candidate, self.case).count('memory')
+            if not passes:
                 continue
             if self.case.device == 'cuda':
                 peak = peak_memory_cuda(partial(self._pass, candidate))
@@ -294,16 +296,18 @@ class Group:
                 spec = json.dumps(dict(candidate=asdict(candidate), case=asdict(self.case)))
                 peak = int(run_fresh([spec]).split()[-1])
             self.peaks[candidate] = peak
-            self._step(candidate, f'peak memory {peak / 2**20:.0f} MiB')
+            self._step(candidate, f'peak memory {peak / 2**20:.0f} MiB', passes)
 
     def measure_selection(self) -> None:
         """What accelerated candidates do besides the blocks."""
         for candidate, model in self.models.items():
-            if 'selection' in extra_passes(candidate, self.case):
-                with self.case.precision():
-                    share = selection_share(model, self.img, self.case.device)
-                self.shares[candidate] = share
-                self._step(candidate, f'selection {share:.1%} of a pass')
+            passes = extra_passes(candidate, self.case).count('selection')
+            if not passes:
+                continue
+            with self.case.precision():
+                shares = [selection_share(model, self.img, self.case.device) for _ in range(passes)]
+            self.shares[candidate] = share = statistics.median(shares)
+            self._step(candidate, f'selection {share:.1%} of a pass', passes)
 
     def rows(self) -> list[dict]:
         """What was found."""
