@@ -227,9 +227,11 @@ def test_a_window_is_an_image_of_its_own(grid, size, seed):
     kind=st.sampled_from([HiViT, FastiTPN]),
     grid=GRIDS,
     size=st.integers(2, 40),
+    seed=SEEDS,
     data=st.data(),
 )
-def test_nothing_on_is_the_backbone_bit_for_bit(kind, grid, size, data):
+def test_nothing_on_is_the_backbone_bit_for_bit(kind, grid, size, seed, data):
+    torch.manual_seed(seed)
     rel_pos = data.draw(st.sampled_from(kind.rel_pos_kinds))
     model, x = plain(kind, rel_pos_bias=rel_pos).eval(), images(grid, 2)
     expected = model(x)
@@ -237,9 +239,7 @@ def test_nothing_on_is_the_backbone_bit_for_bit(kind, grid, size, data):
     wrapped = TokenMigration(model, ratio=0.0, schedule=schedule, window_size=size)
     for a, b in zip(wrapped(x), expected, strict=True):
         assert torch.equal(a, b)
-    assert trace_migration(wrapped, x) == [] or all(
-        d.ids.shape[1] == 0 for d in trace_migration(wrapped, x)
-    )
+    assert trace_migration(wrapped, x) == []
 
 
 @torch.no_grad()
@@ -249,16 +249,18 @@ def test_nothing_on_is_the_backbone_bit_for_bit(kind, grid, size, data):
     grid=GRIDS,
     more=st.integers(0, 9),
     cls_token=st.booleans(),
+    seed=SEEDS,
     data=st.data(),
 )
-def test_one_window_is_global_attention(kind, grid, more, cls_token, data):
+def test_one_window_is_global_attention(kind, grid, more, cls_token, seed, data):
+    torch.manual_seed(seed)
     kwargs = dict(cls_token=cls_token) if kind is FastiTPN else {}
     rel_pos = data.draw(st.sampled_from(kind.rel_pos_kinds))
     model, x = plain(kind, rel_pos_bias=rel_pos, **kwargs).eval(), images(grid, 2)
     expected = model(x)
     size = max(*grid, 2) + more
     for a, b in zip(TokenMigration(model, window_size=size, window_attention=True)(x), expected):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
 @torch.no_grad()
@@ -267,9 +269,11 @@ def test_one_window_is_global_attention(kind, grid, more, cls_token, data):
     kind=st.sampled_from([HiViT, FastiTPN]),
     grid=GRIDS,
     cls_token=st.booleans(),
+    seed=SEEDS,
     data=st.data(),
 )
-def test_gathering_starts_as_windows(kind, grid, cls_token, data):
+def test_gathering_starts_as_windows(kind, grid, cls_token, seed, data):
+    torch.manual_seed(seed)
     kwargs = dict(cls_token=cls_token) if kind is FastiTPN else {}
     model = plain(kind, DEPTH, **kwargs).eval()
     chosen = {**data.draw(options(DEPTH)), 'window_attention': True}
@@ -285,9 +289,15 @@ def test_gathering_starts_as_windows(kind, grid, cls_token, data):
 
 
 @settings(max_examples=30, deadline=None)
-@given(chosen=migrations(), grid=st.tuples(st.integers(4, 12), st.integers(4, 12)), data=st.data())
-def test_gradients_reach_what_left_through_the_pyramid(chosen, grid, data):
+@given(
+    chosen=migrations(),
+    grid=st.tuples(st.integers(4, 12), st.integers(4, 12)),
+    seed=SEEDS,
+    data=st.data(),
+)
+def test_gradients_reach_what_left_through_the_pyramid(chosen, grid, seed, data):
     """At each patch, from the levels of the pyramid there alone."""
+    torch.manual_seed(seed)
     windows = data.draw(st.sampled_from([{}, dict(window_attention=True)]))
     model = accelerated(plain(FastiTPN), **chosen, **windows)
     neck, x, seen = TransformerPyramidNeck((4, 8, 16), 8, out_strides=(4, 8, 16)), images(grid), {}
@@ -296,9 +306,7 @@ def test_gradients_reach_what_left_through_the_pyramid(chosen, grid, data):
     maps = neck(model(x))
     seen['x'].retain_grad()
     for departure in departures:
-        patch = departure.ids[0, 0].item() if departure.ids.numel() else None
-        if patch is None:
-            continue
+        patch = departure.ids[0, 0].item()
         row, col = divmod(patch, grid[1])
         for level, side in zip(maps, (4, 2, 1)):
             seen['x'].grad = None
