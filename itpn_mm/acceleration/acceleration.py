@@ -201,23 +201,12 @@ class Acceleration(nn.Module):
     ) -> tuple[Tensor, Tensor, Departure]:
         """Take tokens away, so that windows have not ``before`` but ``after`` tokens."""
         num_other = x.shape[1] - ids.shape[1]  # gathering and class tokens, which stay
-        with torch.no_grad():
-            keys = block.mean_keys(x[:, num_other:])
-            stay, leave, start = [], [], 0
-            for (num, *_), length, new_length in zip(grid.groups, before, after, strict=True):
-                stop = start + num * length
-                windows = keys[:, start:stop].unflatten(1, (num, length))
-                firsts = torch.arange(start, stop, length, device=x.device).unsqueeze(1)
-                chosen = choose_leaving(windows, length - new_length)
-                for index, found in zip(chosen, (stay, leave), strict=True):
-                    found.append((index + firsts).flatten(1))
-                start = stop
-            stay, leave = torch.cat(stay, dim=1), torch.cat(leave, dim=1)
-            other = torch.arange(num_other, device=x.device).expand(len(x), -1)
-            rows = torch.cat([other, stay + num_other], dim=1)
-            ids = ids.expand(len(x), -1)
-            stay, left = ids.gather(1, stay), ids.gather(1, leave)
-        return take_tokens(x, rows), stay, Departure(layer, left, take_tokens(x, leave + num_other))
+        stay, leave = choose_rows(block.mean_keys(x[:, num_other:]), grid, before, after)
+        other = torch.arange(num_other, device=x.device).expand(len(x), -1)
+        rows = torch.cat([other, stay + num_other], dim=1)
+        ids = ids.expand(len(x), -1)
+        departure = Departure(layer, ids.gather(1, leave), take_tokens(x, leave + num_other))
+        return take_tokens(x, rows), ids.gather(1, stay), departure
 
     def _layout(
         self,
@@ -269,6 +258,33 @@ class Acceleration(nn.Module):
             of_patches.append(windows.repeat_interleave(length))
         prefix = bias.new_zeros(*bias.shape[:2], layout.num_prefix, len(grid))
         return torch.cat([bias, prefix, bias.index_select(2, torch.cat(of_patches))], dim=2)
+
+
+def choose_rows(
+    keys: Tensor, grid: WindowGrid, before: Sequence[int], after: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Choose the patches that leave each window, :func:`choose_leaving` shape by shape.
+
+    Args:
+        keys: Keys of the patches (B, L, d) in the order of the windows.
+        grid: The windows.
+        before: Patches of the windows of each shape.
+        after: How many of them stay.
+
+    Returns:
+        Rows of ``keys`` that stay and that leave (B, ...), window after window.
+    """
+    stay, leave, start = [], [], 0
+    for (num, *_), length, new_length in zip(grid.groups, before, after, strict=True):
+        stop = start + num * length
+        firsts = torch.arange(start, stop, length, device=keys.device).unsqueeze(1)
+        windows = keys[:, start:stop].unflatten(1, (num, length))
+        for rows, chosen in zip(
+            (stay, leave), choose_leaving(windows, length - new_length), strict=True
+        ):
+            rows.append((chosen + firsts).flatten(1))
+        start = stop
+    return torch.cat(stay, dim=1), torch.cat(leave, dim=1)
 
 
 def _join(groups: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

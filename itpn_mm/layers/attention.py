@@ -80,8 +80,9 @@ class Attention(nn.Module):
             x = attend(q, k, v, bias).flatten(2)
         return self.drop(self.proj(x))
 
+    @torch.no_grad()
     def mean_keys(self, x: Tensor) -> Tensor:
-        """Keys averaged over the heads: (B, L, C) -> (B, L, C / heads).
+        """Keys averaged over the heads: (B, L, C) -> (B, L, C / heads), without gradients.
 
         The mean of the heads' projections is the projection by their mean, which costs
         ``num_heads`` times less.

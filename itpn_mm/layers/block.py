@@ -150,6 +150,7 @@ class AttentionBlock(MlpBlock):
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), tokens, bias)))
         return super().forward(x)
 
+    @torch.no_grad()
     def mean_keys(self, x: Tensor) -> Tensor:
         """Keys of the block's attention for its input, see :meth:`Attention.mean_keys`."""
         return self.attn.mean_keys(self.norm1(x))
