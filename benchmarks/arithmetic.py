@@ -19,9 +19,9 @@ from benchmarks.models import (
     MODELS,
     OUT_CHANNELS,
     PYRAMIDS,
-    SETTINGS,
     Candidate,
     TokenMigration,
+    arguments_of,
     skeleton,
 )
 
@@ -151,7 +151,7 @@ def _stage_3(setting: dict, grid: tuple[int, int], arch: dict, family: str) -> i
 def closed_form(candidate: Candidate, size: tuple[int, int]) -> float:
     """GFLOP of a forward pass of one of our models for one image, two for a multiplication."""
     family, arch = candidate.model.split('-')[0], MODELS[candidate.model]
-    setting = SETTINGS['dense' if candidate.variant == 'plain' else candidate.variant]
+    setting = arguments_of('dense' if candidate.variant == 'plain' else candidate.variant)
     grid = (size[0] // 16, size[1] // 16)
     patches = grid[0] * grid[1]
     widths = [arch['embed_dims'] // i for i in (4, 2, 1)]

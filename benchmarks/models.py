@@ -39,7 +39,7 @@ class Candidate:
 
     Args:
         model: A name in ``MODELS``, or in ``PEERS``.
-        variant: ``'plain'``, a name in ``SETTINGS``, or ``'peer'``.
+        variant: ``'plain'``, a setting (see :func:`arguments_of`), or ``'peer'``.
         pyramid: With the pyramid (maps at strides 4 to 64), or the backbone alone.
         compiled: Under ``torch.compile``.
     """
@@ -63,6 +63,29 @@ class Candidate:
     def eager(self) -> Candidate:
         """The same, not compiled."""
         return replace(self, compiled=False)
+
+
+def arguments_of(setting: str) -> dict:
+    """Arguments of `TokenMigration` for a setting.
+
+    Args:
+        setting: A name in ``SETTINGS``, maybe with the schedule: ``'migration-20@2'`` takes tokens
+            away before every second layer.
+
+    Raises:
+        ValueError: There is no such setting.
+    """
+    name, at, every = setting.partition('@')
+    if name not in SETTINGS:
+        raise ValueError(f'there is no setting {name!r}; take one of {", ".join(SETTINGS)}')
+    if not at:
+        return SETTINGS[name]
+    if not SETTINGS[name].get('ratio') or not every.isdigit() or every == '0':
+        raise ValueError(
+            f'{setting!r}: `@` and a number of at least 1 tell the schedule of a setting with '
+            'migration, as in migration-20@2'
+        )
+    return SETTINGS[name] | dict(schedule=dict(every=int(every)))
 
 
 class DetectorTrunk(nn.Module):
@@ -107,7 +130,7 @@ def shipped(candidate: Candidate) -> nn.Module:
     if candidate.pyramid:
         neck = TransformerPyramidNeck(backbone.out_channels, OUT_CHANNELS, **PYRAMIDS[family])
     if candidate.variant != 'dense':
-        backbone = TokenMigration(backbone, **SETTINGS[candidate.variant])
+        backbone = TokenMigration(backbone, **arguments_of(candidate.variant))
     return DetectorTrunk(backbone, neck)
 
 

@@ -32,7 +32,7 @@ def test_arithmetic_and_parameters_of_fast_itpn(name):
     assert sum(p.numel() for p in model.parameters()) + head == parameters
 
 
-@pytest.mark.parametrize('variant', ['plain', *SETTINGS])
+@pytest.mark.parametrize('variant', ['plain', *SETTINGS, 'migration-40@1', 'all@2'])
 @pytest.mark.parametrize(
     ('name', 'size', 'pyramid'),
     [
