@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
 from fractions import Fraction
 
 import torch
@@ -36,14 +35,6 @@ def sum_of_means(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     return sum(x.float().square().mean() for x in maps)
 
 
-class _NoModules(nullcontext):
-    """Stands for the counter's record of modules, which needs a gradient wherever gradients are on
-    outside; the selection of tokens has none.
-    """
-
-    parents = frozenset({'Global'})
-
-
 def count_gflop(model: nn.Module, shape: Sequence[int], train: bool = False) -> float:
     """GFLOP of a pass of a model on device ``meta``, as torch counts them.
 
@@ -53,7 +44,6 @@ def count_gflop(model: nn.Module, shape: Sequence[int], train: bool = False) -> 
         train: Forward and backward, not forward alone.
     """
     counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()
     with torch.set_grad_enabled(train), counter:
         maps = model(torch.empty(shape, device='meta'))
         if train:
