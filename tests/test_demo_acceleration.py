@@ -272,6 +272,9 @@ def test_table(summary):
         assert table.count(row) == 1  # tiles; the strip has other images/s
     assert '29 nuclei' in table and 'One nucleus of 29 is 3.4 %' in table
     assert f'3 seeds, {plan.EPOCHS} epochs' in table and 'nothing to gain in speed' in table
+    summary['rows'][0]['evaluated'] = 'windows'
+    summary['rows'][0]['segm_mAP_minus_dense']['mean'] = -0.04
+    assert '| +0.0 ± 0.0 |' in report.make_table(summary)  # not -0.0
 
 
 def test_plot_shows_both_ways_of_training(summary, tmp_path):

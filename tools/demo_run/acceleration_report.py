@@ -118,7 +118,9 @@ def make_table(summary: dict) -> str:
         f'of {nuclei} is {100 / nuclei:.1f} % of the recall. Windows of 4 x 4 tokens; tokens leave '
         'at every layer. A dense checkpoint has no gathering parameters: their scales are 0, so '
         '`gathering` is then exactly `windows`, and `all` is windows with 20 % migration. '
-        'Images/s: one at a time, a setting costs the same however it was fine-tuned. At so few '
+        'Two fine-tunings differ by chance: a difference within its spread says nothing. '
+        'Images/s: one at a time, with a dense checkpoint; a setting costs the same however it was '
+        'fine-tuned, but the time of the detector also depends on how much it finds. At so few '
         'tokens there is nothing to gain in speed; `tools/benchmark.py` measures speed at the '
         'sizes that detectors run at.',
     ]
@@ -130,7 +132,7 @@ def line(row: dict) -> str:
     cells = [f'{row[m]["mean"]:.1f} ± {row[m]["std"]:.1f}' for m in KINDS]
     other = row['segm_mAP_minus_dense']
     dense = row['trained'] == row['evaluated'] == 'dense'
-    cells.append('' if dense else f'{other["mean"]:+.1f} ± {other["std"]:.1f}')
+    cells.append('' if dense else f'{round(other["mean"], 1) + 0.0:+.1f} ± {other["std"]:.1f}')
     cells.append(f'{row["images_per_second"]:.1f}')
     cells += [f'{row[key]:.2f}x' for key in ('speedup', 'backbone_speedup')]
     return f'| {row["trained"]} | {row["evaluated"]} | {" | ".join(cells)} |'
