@@ -69,7 +69,7 @@ PARTS = (
             'CachedTeacher',
         ),
     ),
-    Part('detection', None, ('mmcv', 'mmdet')),
+    Part('detection', 'itpn_mm.detection', ('mmcv', 'mmdet'), ('DINO',)),
     Part('segmentation', None, ('mmcv', 'mmseg')),
     Part('rotated detection', None, ('mmcv', 'mmdet', 'mmrotate')),
 )
