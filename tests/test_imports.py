@@ -28,6 +28,8 @@ ARROWS = {
     'necks': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
     'acceleration': ({'layers', 'backbones', 'registry'}, {'torch', 'mmengine'}),
     'engine': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
+    'recipes': ({'acceleration', 'backbones'}, set()),
+    'detection': ({'registry'}, {'torch', 'mmdet'}),
     'pretraining': (
         {'layers', 'checkpoint', 'backbones', 'necks', 'engine', 'registry'},
         {'torch', 'mmengine', 'mmpretrain', 'safetensors'},

@@ -38,8 +38,10 @@ def check_model_fits(model: nn.Module) -> None:
         maps = neck_maps(necks[-1])
     if maps is None:
         return
-    for name in ('rpn_head', 'bbox_head'):
+    for name in ('rpn_head', 'bbox_head', 'bbox_head_init'):
         _check_dense_head(maps, name, getattr(model, name, None))
+    _check_encoder(maps, model)
+    _check_pixel_decoder(maps, getattr(model, 'panoptic_head', None))
     _check_roi_head(maps, getattr(model, 'roi_head', None))
     for name in ('decode_head', 'auxiliary_head'):
         for label, head in _members(name, getattr(model, name, None)):
@@ -109,6 +111,36 @@ def _check_dense_head(maps: FeatureMaps, name: str, head: nn.Module | None) -> N
             f'`{label}` is {strides}, {len(strides)} levels, but {maps.source} gives '
             f'{len(maps.channels)} maps; make them equal'
         )
+
+
+def _check_encoder(maps: FeatureMaps, model: nn.Module) -> None:
+    """Check a deformable encoder (DINO, Deformable DETR), which joins the maps as they come."""
+    levels = getattr(model, 'num_feature_levels', None)
+    width = getattr(getattr(model, 'encoder', None), 'embed_dims', None)
+    if not isinstance(levels, int) or not isinstance(width, int):
+        return
+    if levels != len(maps.channels):
+        raise ValueError(
+            f'`num_feature_levels` is {levels}, but {maps.source} gives {len(maps.channels)} '
+            'maps; make them equal'
+        )
+    label = 'encoder.layer_cfg.self_attn_cfg.embed_dims'
+    _require_equal(label, (width,) * levels, maps.channels, maps, 'channels')
+
+
+def _check_pixel_decoder(maps: FeatureMaps, head: nn.Module | None) -> None:
+    """Check the pixel decoder of Mask2Former, which keeps its convolutions coarsest first."""
+    decoder = getattr(head, 'pixel_decoder', None)
+    inputs, laterals = (getattr(decoder, f'{kind}_convs', None) for kind in ('input', 'lateral'))
+    if inputs is None or laterals is None:
+        return
+    convs = [getattr(block, 'conv', None) for block in (*inputs, *laterals)]
+    channels = _ints([getattr(conv, 'in_channels', None) for conv in reversed(convs)])
+    if channels is not None:
+        _require_equal('panoptic_head.in_channels', channels, maps.channels, maps, 'channels')
+    strides = _ints(getattr(decoder, 'strides', None))
+    if strides is not None and maps.strides is not None:
+        _require_equal('panoptic_head.strides', strides, maps.strides, maps, 'strides')
 
 
 def _check_roi_head(maps: FeatureMaps, roi_head: nn.Module | None) -> None:
