@@ -236,9 +236,9 @@ def test_as_rgb_refuses_what_it_would_spoil():
 def test_reduce_is_the_mean_of_blocks():
     picture = np.zeros((5, 4, 3), np.uint8)
     picture[:2, :2] = [[[0], [10]], [[20], [30]]]
-    small = photographs.reduce(picture, 2)
+    small = pictures.reduce(picture, 2)
     assert small.shape == (2, 2, 3) and small[0, 0].tolist() == [15, 15, 15]
-    np.testing.assert_array_equal(photographs.reduce(picture, 1), picture)
+    np.testing.assert_array_equal(pictures.reduce(picture, 1), picture)
 
 
 @pytest.mark.parametrize('side, number', [(160, 1), (300, 3), (512, 5), (5000, 6)])

@@ -9,6 +9,7 @@ not made again.
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import shutil
 import sys
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 try:
-    from demo_data import digits, nuclei, photographs
+    from demo_data import aerial, aerial_rotated, digits, nuclei, photographs
 except ModuleNotFoundError as error:
     if error.name not in ('numpy', 'PIL'):
         raise
@@ -32,11 +33,17 @@ class DataSet:
     """A data set: the packages that it reads, and the function that writes it.
 
     `build(folder, reader)` writes into an empty folder and returns two dicts: counts to show, and
-    what it made of each (package, member).
+    what it made of each (package, member). `needs` is a package that it runs a tool of.
     """
 
     packages: tuple[str, ...]
     build: Callable[[Path, ArchiveReader], tuple[dict, dict]]
+    needs: str | None = None
+
+    @property
+    def possible(self) -> bool:
+        """Whether what it needs is installed."""
+        return self.needs is None or importlib.util.find_spec(self.needs) is not None
 
 
 DATA_SETS = {
@@ -45,16 +52,38 @@ DATA_SETS = {
     ),
     'nuclei': DataSet(('stardist',), nuclei.build),
     'digits': DataSet(('scikit-learn',), digits.build),
+    'aerial': DataSet(('deepforest',), aerial.build),
+    'aerial_rotated': DataSet(('deepforest',), aerial_rotated.build, needs='mmrotate'),
 }
 MANIFEST = 'manifest.json'
 LICENCES = 'LICENSES.md'
 
 
+class RequirementError(RuntimeError):
+    """A package is missing."""
+
+
+def default_names() -> list[str]:
+    """All data sets that can be made here; says which cannot."""
+    for name, data_set in DATA_SETS.items():
+        if not data_set.possible:
+            print(f'{name}: left out, as {data_set.needs} is not installed')
+    return [name for name, data_set in DATA_SETS.items() if data_set.possible]
+
+
 def prepare(out: Path, names: list[str], cache: Path) -> None:
     """Make the data sets `names` under `out`/demo, with archives kept in `cache`.
 
-    Raises ArchiveError if an archive is damaged or cannot be fetched.
+    Raises:
+        ArchiveError: An archive is damaged or cannot be fetched.
+        RequirementError: A package is missing whose tool a data set needs.
     """
+    for name in names:
+        if not DATA_SETS[name].possible:
+            raise RequirementError(
+                f'{name} needs {DATA_SETS[name].needs}, whose tool cuts it; use the Python of the '
+                'environment that tools/setup_env.sh makes (default stack)'
+            )
     root = out / 'demo'
     root.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -173,8 +202,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--cache', type=Path, help='of the archives; default: OUT/.archives')
     args = parser.parse_args(arguments)
     try:
-        prepare(args.out, args.only or list(DATA_SETS), args.cache or args.out / '.archives')
-    except (ArchiveError, OSError) as error:
+        prepare(args.out, args.only or default_names(), args.cache or args.out / '.archives')
+    except (ArchiveError, RequirementError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     return 0

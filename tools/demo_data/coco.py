@@ -1,4 +1,4 @@
-"""COCO instance annotations from label pictures."""
+"""COCO documents, and instance annotations from label pictures."""
 
 import numpy as np
 
@@ -44,3 +44,24 @@ def tile_annotations(labels: np.ndarray, tile: Region, min_area: int) -> list[di
             }
         )
     return annotations
+
+
+def add_image(document: dict, name: str, tile: Region, annotations: list[dict]) -> None:
+    """Append a tile and its annotations, numbering both.
+
+    Ids start at 1: COCO's evaluation takes a ground truth with id 0 for "no match".
+    """
+    image_id = len(document['images']) + 1
+    document['images'].append(
+        {
+            'id': image_id,
+            'file_name': name,
+            'width': tile.right - tile.left,
+            'height': tile.bottom - tile.top,
+            'license': 1,
+            'region': list(tile),
+        }
+    )
+    for annotation in annotations:
+        number = len(document['annotations']) + 1
+        document['annotations'].append({'id': number, 'image_id': image_id, **annotation})

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .archives import ARCHIVES, ArchiveReader
-from .coco import tile_annotations
+from .coco import add_image, tile_annotations
 from .pictures import Region, as_rgb, read_picture, save_png, tile_regions
 
 PACKAGE = 'stardist'
@@ -82,24 +82,3 @@ def coco_document(split: str) -> dict:
         'images': [],
         'annotations': [],
     }
-
-
-def add_image(document: dict, name: str, tile: Region, annotations: list[dict]) -> None:
-    """Append a tile and its annotations, numbering both.
-
-    Ids start at 1: COCO's evaluation takes a ground truth with id 0 for "no match".
-    """
-    image_id = len(document['images']) + 1
-    document['images'].append(
-        {
-            'id': image_id,
-            'file_name': name,
-            'width': tile.right - tile.left,
-            'height': tile.bottom - tile.top,
-            'license': 1,
-            'region': list(tile),
-        }
-    )
-    for annotation in annotations:
-        number = len(document['annotations']) + 1
-        document['annotations'].append({'id': number, 'image_id': image_id, **annotation})

@@ -6,7 +6,7 @@ import numpy as np
 
 from . import nuclei
 from .archives import ArchiveReader
-from .pictures import Region, as_rgb, read_picture, save_png, tile_regions
+from .pictures import Region, as_rgb, read_picture, reduce, save_png, tile_regions
 
 CROP = 160  # leaves room for random crops of 128
 MAX_CROPS_A_SIDE = 6  # so that a large photograph does not outweigh the others
@@ -76,13 +76,6 @@ def build(folder: Path, reader: ArchiveReader) -> tuple[dict, dict]:
         f'{counts["nuclei"]} crops of {tuple(region)} in train/nuclei'
     )
     return counts, made
-
-
-def reduce(picture: np.ndarray, factor: int) -> np.ndarray:
-    """Mean over factor x factor pixels: (H, W, 3) -> (H // factor, W // factor, 3), both uint8."""
-    height, width = picture.shape[0] // factor, picture.shape[1] // factor
-    blocks = picture[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
-    return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
 
 
 def spread_crops(picture: np.ndarray) -> list[Region]:

@@ -46,6 +46,31 @@ def tile_regions(region: Region, size: int, stride: int) -> list[Region]:
     return [Region(x, y, x + size, y + size) for y in tops for x in lefts]
 
 
+def reduce(picture: np.ndarray, factor: int) -> np.ndarray:
+    """Mean over factor x factor pixels: (H, W, 3) -> (H // factor, W // factor, 3), both uint8."""
+    height, width = picture.shape[0] // factor, picture.shape[1] // factor
+    blocks = picture[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
+    return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
+
+
+def overlapping_tiles(region: Region, size: int, stride: int) -> list[Region]:
+    """Square tiles at even distances, at most about `stride`, from border to border of `region`."""
+    lefts, tops = (
+        np.linspace(start, stop - size, -(-(stop - start - size) // stride) + 1).astype(int)
+        for start, stop in ((region.left, region.right), (region.top, region.bottom))
+    )
+    return [Region(x, y, x + size, y + size) for y in tops.tolist() for x in lefts.tolist()]
+
+
+def covering_tiles(region: Region, size: int) -> list[Region]:
+    """Tiles that cover `region` and do not overlap; the last of a row or column are smaller."""
+    return [
+        Region(x, y, min(x + size, region.right), min(y + size, region.bottom))
+        for y in range(region.top, region.bottom, size)
+        for x in range(region.left, region.right, size)
+    ]
+
+
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Write (H, W, 3) uint8 without loss."""
     path.parent.mkdir(parents=True, exist_ok=True)

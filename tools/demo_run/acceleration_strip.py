@@ -5,7 +5,7 @@ from pathlib import Path
 
 from demo_data import nuclei
 from demo_data.archives import ArchiveReader
-from demo_data.coco import tile_annotations
+from demo_data.coco import add_image, tile_annotations
 from demo_data.pictures import read_picture, save_png
 
 NAME = 'strip'
@@ -21,6 +21,6 @@ def write_strip(folder: Path, reader: ArchiveReader) -> None:
     labels = read_picture(reader, nuclei.PACKAGE, nuclei.LABELS)
     document = nuclei.coco_document('val')
     annotations = tile_annotations(labels, REGION, nuclei.MIN_AREA)
-    nuclei.add_image(document, f'{NAME}.png', REGION, annotations)
+    add_image(document, f'{NAME}.png', REGION, annotations)
     save_png(folder / f'{NAME}.png', REGION.crop(picture))
     (folder / f'{NAME}.json').write_text(json.dumps(document))
