@@ -9,12 +9,14 @@ from pathlib import Path
 from benchmarks.measure import gemm_type
 from benchmarks.paper import FIGURE_5, TABLE_7
 from benchmarks.plot import plot
+from benchmarks.plot_detectors import plot_detectors
 
 MIB = 2**20
 NOTES = dict(
     inference='A forward pass.',
     train='A forward and a backward pass, without an optimiser.',
     pretrain='An optimiser step of masked pre-training, with the update of the teacher.',
+    detector='Prediction of a whole detector, from normalised images to boxes and masks.',
 )
 COMPARED = """\
 Medians of interleaved passes, with the fastest and the slowest one. "x dense": times as fast as
@@ -26,6 +28,13 @@ blocks of the backbone, in % of the dense time. Of GEMM rate: matrix products pe
 of `gemm_gflops`. Peak: what a pass takes on top of weights and images; "less memory": `dense` over
 it. Rel. error: distance of the outputs from those of `dense` in float32."""
 
+DETECTORS = """\
+Medians of interleaved passes, with the fastest and the slowest one; random weights. The stock heads
+of mmdet's Mask R-CNN (R-50-FPN, 1x) and DINO (4 scales) with another backbone and neck. "x Swin-B":
+times as fast as with Swin-B; "x dense": as with `dense` of the same model. Shares of the time: of
+the backbone, of the pyramid (FPN or ChannelMapper for Swin-B), of all else. Each proposal of Mask
+R-CNN is an object for its random head, of which 100 survive and get a mask."""
+
 
 def _column(key: str, form: str, scale: float = 1.0) -> Callable[[dict], str]:
     def cell(row: dict) -> str:
@@ -36,6 +45,7 @@ def _column(key: str, form: str, scale: float = 1.0) -> Callable[[dict], str]:
 
 
 COLUMNS: dict[str, Callable[[dict], str]] = {
+    'detector': lambda row: row.get('detector', '-'),
     'model': lambda row: row['model'] + ('' if row['pyramid'] else ' backbone'),
     'size': lambda row: row['size'],
     'batch': lambda row: str(row['batch']),
@@ -47,10 +57,14 @@ COLUMNS: dict[str, Callable[[dict], str]] = {
     'median s': _column('median_s', '{:.4g}'),
     'range': lambda row: f'{row["min_s"]:.4g}..{row["max_s"]:.4g}',
     'images/s': _column('images_per_s', '{:.4g}'),
+    'x Swin-B': _column('to_peer', '{:.2f}'),
     'x dense': _column('to_dense', '{:.2f}'),
     'paper Fig. 5': _column('figure_5', '{:.2f}'),
     'paper Tab. VII': _column('table_7', '{:.2f}'),
     'x plain': _column('to_plain', '{:.2f}'),
+    'backbone': _column('backbone_share', '{:.0%}'),
+    'pyramid': _column('neck_share', '{:.0%}'),
+    'heads': _column('head_share', '{:.0%}'),
     'selection': _column('selection_to_dense', '{:.1%}'),
     'of GEMM rate': _column('gemm_share', '{:.0%}'),
     'of stated peak': _column('peak_share', '{:.0%}'),
@@ -86,7 +100,8 @@ def markdown(rows: Sequence[dict], settings: dict, machine: dict) -> str:
     lines += [f'* {name}: {_plain(value)}' for name, value in {**settings, **machine}.items()]
     lines += ['', '| ' + ' | '.join(table) + ' |', '| ' + ' | '.join(['---'] * len(table)) + ' |']
     lines += ['| ' + ' | '.join(cells) + ' |' for cells in zip(*table.values())]
-    notes = [NOTES[rows[0]['mode']]] + ([COMPARED] if rows[0]['mode'] != 'pretrain' else [])
+    mode = rows[0]['mode']
+    notes = [NOTES[mode], *dict(pretrain=[], detector=[DETECTORS]).get(mode, [COMPARED])]
     return '\n'.join([*lines, '', *notes, ''])
 
 
@@ -124,5 +139,5 @@ def write_report(rows: Sequence[dict], settings: dict, machine: dict, out: Path)
     table.write_text(markdown(rows, settings, machine))
     content = dict(settings=settings, machine=machine, rows=list(rows))
     results.write_text(json.dumps(content, indent=2) + '\n')
-    plot(rows, picture)
+    (plot_detectors if settings['mode'] == 'detector' else plot)(rows, picture)
     return [table, results, picture]

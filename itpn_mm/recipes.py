@@ -16,6 +16,7 @@ from typing import Any
 
 from .acceleration import SETTINGS
 from .backbones import FastiTPN, HiViT
+from .backbones.arguments import parse_arch
 
 BACKBONES = dict(hivit=HiViT, fastitpn=FastiTPN)
 # Rates of layer decay by size. Those of base and large are the authors' in detection.
@@ -52,30 +53,31 @@ def swap_in(
         strides: Strides of the maps, where the heads do not tell.
         accelerate: A name in :data:`itpn_mm.acceleration.SETTINGS`.
         neck: More arguments of the pyramid, such as `dict(depth=1)`.
-        **backbone: More arguments of the backbone, such as `drop_path_rate=0.1`.
+        **backbone: More arguments of the backbone, such as `drop_path_rate=0.1`, or an `arch` of
+            your own.
 
     Returns:
         What differs from `model`.
 
     Raises:
-        ValueError: `trunk` or `accelerate` is unknown, or the strides cannot be told.
+        ValueError: `trunk`, `accelerate` or `arch` is unknown, or the strides cannot be told.
     """
     family, size = _parse(trunk)
     if accelerate is not None and accelerate not in SETTINGS:
         raise ValueError(f'`accelerate` must be one of {tuple(SETTINGS)}, but got {accelerate!r}')
     strides = asked_strides(model) if strides is None else tuple(strides)
-    width = BACKBONES[family].arch_zoo[size]['embed_dims']
+    kind = BACKBONES[family]
+    width = parse_arch(backbone.get('arch', size), kind.arch_zoo)['embed_dims']
     parts = dict(
-        backbone=dict(
-            type=f'itpn_mm.{BACKBONES[family].__name__}', arch=size, img_size=224, **backbone
-        ),
+        backbone=dict(type=f'itpn_mm.{kind.__name__}', arch=size, img_size=224) | backbone,
         neck=dict(
             type='itpn_mm.TransformerPyramidNeck',
             in_channels=(width // 4, width // 2, width),
             out_channels=WIDTH,
             out_strides=strides,
-            **{**PYRAMIDS[family], **(neck or {})},
-        ),
+        )
+        | PYRAMIDS[family]
+        | dict(neck or {}),
     )
     for name, part in parts.items():
         if checkpoint is not None:

@@ -7,6 +7,7 @@ implementation and against backbones of other projects.
     python tools/benchmark.py --models hivit-base fastitpn-base --no-pyramid --no-plain --peers
     python tools/benchmark.py --train --models fastitpn-base --settings dense windows all
     python tools/benchmark.py --pretrain --device cuda --dtype amp --batch 256
+    python tools/benchmark.py --detector mask-rcnn dino --models fastitpn-base --settings all
 
 Writes a table, a JSON file and a plot into `--out`. `benchmarks/README.md` says what is measured.
 """
@@ -29,10 +30,12 @@ from benchmarks.passes import run_passes  # noqa: E402
 from benchmarks.peers import PEERS  # noqa: E402
 from benchmarks.report import markdown, write_report  # noqa: E402
 
+DETECTORS = ('mask-rcnn', 'dino')  # as in benchmarks/detectors.py, which needs mmdet
 SIZES = dict(
     inference=[(224, 224), (512, 512), (800, 1280)],
     train=[(512, 512)],
     pretrain=[(224, 224)],
+    detector=[(800, 1280)],
 )
 
 
@@ -96,6 +99,14 @@ def make_parser() -> argparse.ArgumentParser:
         const='pretrain',
         help='optimiser steps of masked pre-training with its teacher (needs mmpretrain)',
     )
+    modes.add_argument(
+        '--detector',
+        dest='detectors',
+        nargs='+',
+        choices=DETECTORS,
+        metavar='DETECTOR',
+        help=f'whole detectors, out of {", ".join(DETECTORS)}, with Swin-B beside (needs mmdet)',
+    )
     parser.add_argument(
         '--models',
         nargs='+',
@@ -156,13 +167,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The checked command line."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    args.mode = args.mode or 'inference'
+    args.mode = args.mode or ('detector' if args.detectors else 'inference')
     args.sizes = args.sizes or SIZES[args.mode]
     args.settings = list(dict.fromkeys(['dense', *args.settings]))
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: torch finds no GPU here, use --device cpu')
     if find_spec('matplotlib') is None:
         parser.error('the plot needs matplotlib: pip install matplotlib')
+    if args.mode == 'detector':
+        if args.peers or args.no_pyramid or args.compile:
+            parser.error('--detector takes no --peers, --no-pyramid or --compile')
+        if 'bf16' in args.dtypes:
+            parser.error('--detector takes --dtype fp32 or amp')
+        if find_spec('mmdet') is None:
+            parser.error('--detector needs mmdet: `python -m itpn_mm doctor` says how')
     if args.peers and not args.no_pyramid:
         parser.error('--peers are backbones, to be compared with ours alone: add --no-pyramid')
     if args.mode == 'pretrain':
@@ -224,6 +242,10 @@ def main(argv: list[str] | None = None) -> None:
         from benchmarks.pretrain import run_pretrain  # needs mmpretrain
 
         rows = run_pretrain(args.models, **common)
+    elif args.mode == 'detector':
+        from benchmarks.detectors import list_detectors, run_detectors  # needs mmdet
+
+        rows = run_detectors(list_detectors(args.detectors, args.models, args.settings), **common)
     else:
         rows = run_passes(list_candidates(args), train=args.mode == 'train', **common)
     machine['gemm_gflops'] = gemm_rates(args.device, args.dtypes, machine['gemm_gflops'])
