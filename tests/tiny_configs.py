@@ -29,12 +29,16 @@ WIDTHS = (
     'feat_channels',
     'conv_out_channels',
     'fc_out_channels',
+    'feedforward_channels',
+    'num_feats',
 )
 SIDE = 64  # of pre-training images
 # The demo's decoder of 192 has to stay a multiple of 16.
 DEMO_DIVISOR, DIVISOR = 4, 16
 DISTILL_DIVISOR = 8  # a width of 384 has to stay a multiple of 16
 COCO_DIVISOR = 8  # of the sizes in the pipelines
+# Queries are 256 wide, and mmcv's deformable attention takes at least 4 channels of a head.
+DINO_DIVISOR = 8
 DOTA_DIVISOR = 4  # anchors of stride 16 lie inside the picture, or they would not train
 # A picture of acceleration has several windows of this side, of several tokens.
 WINDOW, WINDOWS_DIVISOR = 4, 4
@@ -51,14 +55,21 @@ def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
     divisor, whole = DEMO_DIVISOR if 'demo' in name else DIVISOR, cfg.model
     if whole.type == 'itpn_mm.iTPNDistill':
         divisor = DISTILL_DIVISOR
+    elif cfg.model.type == 'itpn_mm.DINO' and 'demo' not in name:
+        divisor = DINO_DIVISOR
     cfg.model = _shrink_model(cfg.model.to_dict(), divisor)
     accelerated = cfg.model.get('backbone', {}).get('type') == 'itpn_mm.TokenMigration'
     if accelerated:
         _shrink_acceleration(cfg.model.backbone)
-    box_head = cfg.model.get('roi_head', {}).get('bbox_head', {})
-    if box_head.get('type') == 'Shared4Conv1FCBBoxHead':  # these widths are its defaults
-        box_head.update(conv_out_channels=256 // divisor, fc_out_channels=1024 // divisor)
+    if cfg.model.type == 'itpn_mm.DINO':
+        _shrink_dino(cfg.model, divisor)
+    box_heads = cfg.model.get('roi_head', {}).get('bbox_head', {})
+    for box_head in box_heads if isinstance(box_heads, list) else [box_heads]:  # of Cascade
+        if box_head.get('type') == 'Shared4Conv1FCBBoxHead':  # these widths are its defaults
+            box_head.update(conv_out_channels=256 // divisor, fc_out_channels=1024 // divisor)
     cfg.merge_from_dict({'model.test_cfg.rcnn.score_thr': 0.0} if 'roi_head' in cfg.model else {})
+    if cfg.model.type == 'CascadeRCNN':  # the anchors of stride 16 are larger than a tiny picture
+        cfg.model.train_cfg.rpn.allowed_border = -1
 
     optim_wrapper = cfg.optim_wrapper
     if optim_wrapper.type == 'AmpOptimWrapper':  # asks for an accelerator
@@ -71,11 +82,12 @@ def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
         _use_classes(cfg, work_dir)
     elif 'itpn-pixel_hivit' in name and not name.startswith('mask-rcnn'):
         _use_photographs(cfg, work_dir)
-    elif name.endswith('_dota'):
-        _use_rotated(cfg, work_dir)
+    elif cfg.default_scope == 'mmrotate':
+        _use_rotated(cfg, work_dir, DOTA_DIVISOR if name.endswith('_dota') else 1)
     else:
         coco_divisor = WINDOWS_DIVISOR if accelerated else COCO_DIVISOR
-        _use_instances(cfg, work_dir, coco_divisor if name.endswith('_coco') else 1)
+        full_size = name.endswith(('_coco', '_objects365v1'))
+        _use_instances(cfg, work_dir, coco_divisor if full_size else 1)
     cfg.train_cfg.max_epochs = 1
     cfg.train_cfg.pop('val_interval', None)
     cfg.work_dir = str(work_dir)
@@ -139,6 +151,15 @@ def _shrink_acceleration(cfg: dict) -> None:
     cfg.update(window_size=WINDOW, schedule=dict(every=1))
     if cfg.get('global_layers'):
         cfg['global_layers'] = (1,)
+
+
+def _shrink_dino(cfg: dict, divisor: int) -> None:
+    """Fewer queries than a tiny picture has tokens, and two layers that refine boxes."""
+    cfg['num_queries'] = 20
+    cfg['bbox_head'].setdefault('embed_dims', 256 // divisor)  # its default
+    cfg['encoder']['num_layers'], cfg['decoder']['num_layers'] = 1, 2
+    cfg['dn_cfg']['group_cfg']['num_dn_queries'] = 4
+    cfg['test_cfg']['max_per_img'] = 10  # also at most the scores there are
 
 
 def _divide(value: int, divisor: int) -> int:
@@ -217,13 +238,13 @@ def _scale_to_side(pipeline: list[dict]) -> None:
 
 def _use_instances(cfg: Config, work_dir: Path, divisor: int) -> None:
     """Two pictures with instances for training and two for validation, as in COCO."""
-    from mmdet.datasets import CocoDataset
+    from mmdet.registry import DATASETS
 
     old = cfg.train_dataloader.dataset.data_root
     root = work_dir / 'instances'
     for loader in ('train_dataloader', 'val_dataloader'):
         part = cfg[loader].dataset
-        classes = part.get('metainfo', CocoDataset.METAINFO)['classes']
+        classes = part.get('metainfo', DATASETS.get(part.type).METAINFO)['classes']
         write_coco(root / part.ann_file, root / part.data_prefix.img, classes)
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         cfg[key].dataset = _replace_root(cfg[key].dataset.to_dict(), old, f'{root}')
@@ -233,22 +254,18 @@ def _use_instances(cfg: Config, work_dir: Path, divisor: int) -> None:
         cfg[key] = _replace_root(cfg[key].to_dict(), old, f'{root}')
 
 
-def _use_rotated(cfg: Config, work_dir: Path) -> None:
-    """Two pictures with rotated boxes, as in DOTA; validation would start a pool of processes."""
+def _use_rotated(cfg: Config, work_dir: Path, divisor: int) -> None:
+    """Two pictures with rotated boxes in each folder that is read, as in DOTA."""
     root = work_dir / 'rotated'
-    images, annotations = root / 'trainval' / 'images', root / 'trainval' / 'annfiles'
-    images.mkdir(parents=True)
-    annotations.mkdir()
-    for i, name in enumerate(('plane', 'ship')):
-        draw_picture(128, 128, seed=i).save(images / f'{i}.png')
-        boxes = ('20 40 60 20 70 40 30 60', '64 90 100 70 110 88 74 108')
-        (annotations / f'{i}.txt').write_text(''.join(f'{box} {name} 0\n' for box in boxes))
-    dataset = cfg.train_dataloader.dataset
-    dataset.data_root = str(root)
-    dataset.pipeline = _scale_pipeline(dataset.pipeline, DOTA_DIVISOR)
-    _set_loader(cfg.train_dataloader, 2)
-    for key in ('val_cfg', 'val_dataloader', 'val_evaluator'):
-        cfg[key] = cfg[key.replace('val', 'test', 1)] = None
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        dataset = cfg[key].dataset
+        classes = dataset.get('metainfo', {}).get('classes', ('plane', 'ship'))
+        write_dota(root / dataset.ann_file, root / dataset.data_prefix.img_path, classes)
+        dataset.data_root = str(root)
+        dataset.pipeline = _scale_pipeline(dataset.pipeline, divisor)
+        _set_loader(cfg[key], 2 if key == 'train_dataloader' else 1)
+    # A threshold of 0 lets all proposals through, as boxes of each class.
+    cfg.merge_from_dict({'model.test_cfg.rpn.max_per_img': 20})
 
 
 def draw_picture(width: int, height: int, seed: int) -> Image.Image:
@@ -285,3 +302,14 @@ def write_coco(ann_file: Path, folder: Path, classes: tuple[str, ...]) -> None:
     ann_file.write_text(
         json.dumps(dict(images=images, annotations=annotations, categories=categories))
     )
+
+
+def write_dota(annotations: Path, images: Path, classes: tuple[str, ...]) -> None:
+    """Two patches, each with two rotated boxes of a class, in DOTA's format."""
+    annotations.mkdir(parents=True, exist_ok=True)
+    images.mkdir(parents=True, exist_ok=True)
+    for i in range(2):
+        draw_picture(128, 128, seed=i).save(images / f'P{i}__128__0___0.png')
+        boxes = ('20 40 60 20 70 40 30 60', '64 90 100 70 110 88 74 108')
+        lines = (f'{box} {classes[i % len(classes)]} 0\n' for box in boxes)
+        (annotations / f'P{i}__128__0___0.txt').write_text(''.join(lines))
