@@ -27,17 +27,23 @@ PRETRAINING = [name for name, path in PATHS.items() if path.parent.name == 'pret
 # Those with a teacher of another kind have tests of their own, test_configs_distill.py.
 DISTILLATION = [name for name in PRETRAINING if name.startswith('itpn-clip-')]
 PRETRAINING = [name for name in PRETRAINING if name not in DISTILLATION]
-# Those on Fast-iTPN, of detection upright and rotated: test_configs_acceleration.py.
+# Detectors of the demo on aerial photographs, upright and rotated: test_demo_detection.py.
+AERIAL = [name for name in PATHS if name.endswith('_aerial')]
+# Other rotated ones, and Mask R-CNN on Fast-iTPN: test_configs_acceleration.py.
 ACCELERATION = [
     name
     for name, path in PATHS.items()
-    if path.parent.name == 'rotated_detection' or name.startswith('mask-rcnn_fastitpn-')
+    if name.startswith('mask-rcnn_fastitpn-')
+    or (path.parent.name == 'rotated_detection' and name not in AERIAL)
 ]
-DETECTION = [
+# Of the other upright ones Mask R-CNN by pixels is tested here, the rest in
+# test_configs_detection.py.
+UPRIGHT = [
     name
     for name, path in PATHS.items()
-    if path.parent.name == 'detection' and name not in ACCELERATION
+    if path.parent.name == 'detection' and name not in (*ACCELERATION, *AERIAL)
 ]
+DETECTION = [name for name in UPRIGHT if re.match('mask-rcnn_hivit-.*-itpn-pixel_', name)]
 CLASSIFICATION = [name for name, path in PATHS.items() if path.parent.name == 'classification']
 DEMO = [name for name, path in PATHS.items() if path.parent.name == 'demo']
 
@@ -54,6 +60,7 @@ DATA_ROOTS = {
     'in1k': 'data/imagenet/',
     'photographs': 'data/demo/photographs',
     'coco': 'data/coco/',
+    'objects365v1': 'data/Objects365/Obj365_v1/',
     'nuclei': 'data/demo/nuclei/',
     'dota': 'data/split_ss_dota/',
 }
@@ -94,7 +101,7 @@ def test_the_list_of_configs():
     assert len(PRETRAINING) >= 17 and len(DETECTION) >= 6
     # `classification` and `demo` have tests of their own: test_configs_classification.py and
     # test_demo_digits.py.
-    tested = {*PRETRAINING, *DISTILLATION, *DETECTION, *ACCELERATION, *CLASSIFICATION, *DEMO}
+    tested = {*PRETRAINING, *DISTILLATION, *UPRIGHT, *ACCELERATION, *CLASSIFICATION, *DEMO, *AERIAL}
     assert tested == set(PATHS), 'a folder without tests'
     for arch in ('tiny', 'small', 'base', 'large'):
         for epochs in (300, 400, 800, 1600):

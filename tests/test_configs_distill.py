@@ -44,6 +44,8 @@ def test_the_list_of_configs():
     # What the classification configs of a teacher's 256 pixels and of the largest size start from.
     start = 'itpn-clip-l_hivit-{}-p16_8xb256-amp-coslr-300e_in1k{}'
     expected |= {start.format('large', '-256px'), start.format('giant', '')}
+    # What DINO on HiViT-B starts from.
+    expected.add('itpn-clip-l_hivit-base-p16_8xb256-amp-coslr-1600e_in1k')
     assert set(DISTILLATION) == expected
 
 

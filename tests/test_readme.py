@@ -202,7 +202,8 @@ def test_figures_are_those_of_the_metafile():
     for model in models:
         values = [v for r in model.get('Results', ()) for v in r['Metrics'].values()]
         for document, text in documents.items():
-            rows = [line for line in text.splitlines() if f'{model["Name"]}' in line]
+            whole_name = rf'(?<![\w-]){re.escape(model["Name"])}'  # not the end of another one
+            rows = [line for line in text.splitlines() if re.search(whole_name, line)]
             rows = [row for row in rows if row.startswith('|')]
             if document == 'README.md' and not rows:  # it has the most important ones only
                 continue
