@@ -97,17 +97,31 @@ def test_accelerating(swapped, tmp_path):
 def test_configs_of_the_other_documents(tmp_path):
     """They start from a detection config and build its model."""
     pytest.importorskip('mmdet')
-    found = 0
-    for document in ROOT.glob('docs/*.md'):
+    found = []
+    for document in sorted(ROOT.glob('docs/*.md')):
         for text in blocks('python', document.read_text()):
-            path = tmp_path / f'{document.stem}_{found}.py'
+            if not text.startswith('_base_'):
+                continue  # a script
+            path = tmp_path / f'{document.stem}_{len(found)}.py'
             path.write_text(text.replace("'./", f"'{ROOT}/configs/detection/"))
             cfg = Config.fromfile(path)
             cfg = shrink(cfg, path.stem + '_coco', tmp_path / path.stem)
             with DefaultScope.overwrite_default_scope('mmdet'):
                 assert MODELS.build(cfg.model).backbone.acceleration is not None
-            found += 1
-    assert found == 1
+            found.append(document.stem)
+    assert found == ['acceleration', 'swap_in', 'swap_in']
+
+
+def test_what_swap_in_writes(tmp_path):
+    """Both configs of its document are the same one."""
+    pytest.importorskip('mmdet')
+    configs = []
+    for i, text in enumerate(blocks('python', (ROOT / 'docs/swap_in.md').read_text())):
+        path = tmp_path / f'{i}.py'
+        path.write_text(text)
+        configs.append(Config.fromfile(path).to_dict())
+    first, second = configs
+    assert first == second
 
 
 def assert_trained(runner, gradients) -> None:
