@@ -1,0 +1,1 @@
+"""Parts of tools/predict.py: pictures in, a model's predictions, JSON and drawings out."""
