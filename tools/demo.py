@@ -1,6 +1,6 @@
 """Pre-train on photographs, fine-tune Mask R-CNN on nuclei, look at the result.
 
-    bash tools/demo.sh [--compare] [--fresh] [--smoke] [--work-dir DIR]
+    bash tools/demo.sh [nuclei] [--compare] [--fresh] [--smoke] [--work-dir DIR]
 
 sets up the environment and runs this; see there.
 """
@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo_run.results import STARTS, evaluate_folder, finetune_folder, step_name
-from demo_run.steps import ROOT, StepError, Steps, digest, digest_files
+from demo_run.steps import ROOT, StepError, Steps, digest, digest_files, find_config
 
 # One config each; their names tell the schedule, which may change.
 PRETRAIN_CONFIG = 'configs/pretraining/itpn-pixel_hivit-demo-*.py'
 FINETUNE_CONFIG = 'configs/detection/mask-rcnn_hivit-demo-*.py'
 DATA = ROOT / 'data/demo'
+DATA_SETS = ('photographs', 'nuclei')
+PRETRAINED = ROOT / 'work_dirs/demo'  # the pre-training in it is what other demos start from
 # Pictures to reconstruct: held-out nuclei, and crops of photographs seen in the pre-training.
 HELD_OUT = ('nuclei_y000_x384.png', 'nuclei_y256_x384.png')
 PHOTOGRAPHS = ('astronaut', 'cat', 'flower', 'pagoda', 'coffee', 'aerial_yell')
@@ -34,14 +36,6 @@ SMOKE_FINETUNE = (
     'train_dataloader.dataset.indices=8',
     'default_hooks.logger.interval=1',
 )
-
-
-def find_config(pattern: str) -> str:
-    """The one config that matches, relative to the repository."""
-    paths = sorted(ROOT.glob(pattern))
-    if len(paths) != 1:
-        raise StepError(f'expected one config {pattern}, found {[path.name for path in paths]}')
-    return str(paths[0].relative_to(ROOT))
 
 
 def pick_pictures() -> list[str]:
@@ -63,6 +57,11 @@ def initial_weights(start: str, checkpoint: str) -> list[str]:
         key = f'model.{part}.init_cfg'
         options.append(f'{key}.checkpoint={checkpoint}' if pretrained else f'{key}=None')
     return options
+
+
+def last_checkpoint() -> Path:
+    """File that names the checkpoint of the demo's pre-training."""
+    return PRETRAINED / 'pretrain' / 'last_checkpoint'
 
 
 class Demo:
@@ -91,10 +90,11 @@ class Demo:
         flags = ['--compare'] if self.compare else []
         self.steps.run_always('report', [*command, *flags])  # stamps itself, before it sums up
 
-    def prepare(self) -> None:
-        """Data; and from here on, what the results depend on."""
-        seconds = self.steps.run_always('data', self.python('tools/prepare_demo_data.py'))
-        data = digest_files('data/demo/*/manifest.json')
+    def prepare(self, *others: str) -> None:
+        """Its data, and other sets; and from here on, what the results depend on."""
+        command = self.python('tools/prepare_demo_data.py', '--only', *DATA_SETS, *others)
+        seconds = self.steps.run_always('data', command)
+        data = digest_files(*(f'data/demo/{name}/manifest.json' for name in DATA_SETS))
         self.steps.keep_longest('data', data, seconds)
         self.inputs = [data, digest_files('itpn_mm/**/*.py', 'configs/_base_/**/*.py')]
 

@@ -1,25 +1,41 @@
 #!/usr/bin/env bash
-# Pre-train iTPN on photographs, fine-tune Mask R-CNN on nuclei, evaluate, draw: minutes on two cores.
+# Pre-train iTPN on photographs, fine-tune detectors from it, evaluate, draw: minutes on two cores.
 #
-#   bash tools/demo.sh [--compare] [--fresh] [--smoke] [--work-dir DIR]
+#   bash tools/demo.sh [nuclei | detection | rotated]
+#                      [--compare] [--fresh] [--smoke] [--jobs N] [--work-dir DIR]
 #
-# --compare   fine-tune also from scratch, and with the backbone pre-trained but the pyramid random
+# nuclei      Mask R-CNN on nuclei (default)
+# detection   Faster R-CNN and DINO on trees in aerial photographs
+# rotated     Rotated Faster R-CNN on the same photographs, rotated; needs mmrotate (default stack)
+#
+# --compare   fine-tune also from scratch; nuclei: and with the backbone pre-trained but the pyramid
+#             random; the other two: with three seeds each
 # --fresh     start again; otherwise steps that are complete are skipped
 # --smoke     every step with next to no training, into work_dirs/demo-smoke
-# --work-dir  where results go (default: work_dirs/demo)
+# --jobs      detection, rotated: trainings at a time (default: one a core)
+# --work-dir  where results go (default: work_dirs/demo; detection, rotated: a folder in it)
 #
-# The environment (ITPN_VENV, default .venv) is set up first if it is not. Every step is a stock
-# command, which is shown and can be run alone.
+# detection and rotated start from the pre-training of nuclei, which is run first if it was not. So is
+# the set-up of the environment (ITPN_VENV, default .venv). Every step is a stock command, which is
+# shown and can be run alone.
 set -euo pipefail
 {  # read as a whole before it runs, so that an edit or `git pull` meanwhile does no harm
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-usage() { sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+demo=nuclei
+case ${1-} in
+    nuclei | detection | rotated) demo=$1; shift ;;
+esac
 arguments=("$@")
 while (( $# )); do  # a wrong argument is told before the set-up, not after
     case $1 in
         --compare | --fresh | --smoke | --work-dir=?*) ;;
         --work-dir) [[ ${2-} ]] || { echo 'demo.sh: --work-dir needs a folder' >&2; exit 2; }; shift ;;
+        --jobs | --jobs=*)
+            [[ $demo != nuclei ]] || { echo 'demo.sh: --jobs is for detection and rotated' >&2; exit 2; }
+            [[ $1 == --jobs ]] && shift
+            [[ ${1-} =~ ^(--jobs=)?[1-9][0-9]*$ ]] || { echo 'demo.sh: --jobs needs a number' >&2; exit 2; } ;;
         -h | --help) usage; exit 0 ;;
         *) echo "demo.sh: unknown argument '$1'" >&2; usage >&2; exit 2 ;;
     esac
@@ -29,5 +45,10 @@ done
 SECONDS=0
 bash "$repo/tools/setup_env.sh"
 venv=${ITPN_VENV:-$repo/.venv}
-exec "$venv/bin/python" "$repo/tools/demo.py" --setup-seconds "$SECONDS" ${arguments[@]+"${arguments[@]}"}
+if [[ $demo == nuclei ]]; then
+    command=(demo.py --setup-seconds "$SECONDS")
+else
+    command=(demo_aerial.py "$demo")
+fi
+exec "$venv/bin/python" "$repo/tools/${command[0]}" "${command[@]:1}" ${arguments[@]+"${arguments[@]}"}
 }

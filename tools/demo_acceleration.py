@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from demo import DATA, Demo
+from demo import DATA, PRETRAINED, Demo, last_checkpoint
 from demo_data.archives import fetch_all
 from demo_data.nuclei import PACKAGE
 from demo_digits import cores
@@ -21,8 +21,6 @@ from demo_run.acceleration_strip import NAME as STRIP
 from demo_run.acceleration_strip import write_strip
 from demo_run.parallel import Progress, run_parallel
 from demo_run.steps import ROOT, StepError, clock
-
-PRETRAINED = ROOT / 'work_dirs/demo'
 
 
 def prepare(work: Path, smoke: bool) -> None:
@@ -33,11 +31,6 @@ def prepare(work: Path, smoke: bool) -> None:
     if not smoke and not last_checkpoint().exists():
         demo.pretrain()
     write_strip(work / STRIP, fetch_all([PACKAGE], DATA.with_name('.archives')))
-
-
-def last_checkpoint() -> Path:
-    """File that names the checkpoint of the demo's pre-training."""
-    return PRETRAINED / 'pretrain' / 'last_checkpoint'
 
 
 def run(work: Path, jobs: int, smoke: bool) -> None:

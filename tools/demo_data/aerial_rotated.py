@@ -60,7 +60,7 @@ def rotate(picture: np.ndarray, boxes: np.ndarray, angle: float) -> tuple[np.nda
     """
     height, width = picture.shape[:2]
     turn = rotation(angle)
-    span = np.ceil(np.abs(turn) @ (width, height)).astype(int)  # of the new picture
+    span = np.ceil(np.abs(turn) @ (width, height) - 1e-6).astype(int)  # of the new picture
     old, new = np.array([width, height]) / 2, span / 2
     # PIL asks where a pixel comes from: the inverse, as the rows of [turn' | shift].
     shift = old - turn.T @ new

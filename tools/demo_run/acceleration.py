@@ -16,6 +16,7 @@ from .acceleration_plan import (
 )
 from .acceleration_strip import NAME as STRIP
 from .results import METRICS
+from .runs import initial_weights, make_tester, study_options, train
 from .steps import ROOT, digest, digest_files
 from .tasks import Tasks
 
@@ -28,7 +29,6 @@ INPUTS = (
 )
 # --smoke: every task, hardly any training, from random weights.
 SMOKE = {'train_dataloader.dataset.indices': 8, 'default_hooks.logger.interval': 1}
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 class Chain(Tasks):
@@ -59,11 +59,7 @@ class Chain(Tasks):
 
     def train(self) -> dict:
         """Fine-tune; the mean of the last losses."""
-        cfg = self.config(self.trained)
-        cfg.work_dir, cfg.experiment_name = str(self.folder / 'train'), f'{self.name}_train'
-        runner = Runner.from_cfg(cfg)
-        runner.train()
-        return {'loss': float(runner.message_hub.log_scalars['train/loss'].mean(25))}
+        return train(self.config(self.trained), self.folder / 'train', f'{self.name}_train')
 
     def evaluate(self, setting: str) -> dict:
         """AP of the last checkpoint under a setting, on tiles and in one picture, in percent."""
@@ -80,35 +76,24 @@ class Chain(Tasks):
 
     def tester(self, setting: str, part: str) -> Runner:
         """The stock runner that tests the last checkpoint under a setting."""
-        cfg = self.config(setting, part)
         name = f'evaluate-{setting}-{part}'
-        cfg.work_dir, cfg.experiment_name = str(self.folder / name), f'{self.name}_{name}'
-        cfg.load_from = (self.folder / 'train' / 'last_checkpoint').read_text().strip()
-        return Runner.from_cfg(cfg)
+        return make_tester(
+            self.config(setting, part),
+            self.folder / 'train',
+            self.folder / name,
+            f'{self.name}_{name}',
+        )
 
     def config(self, setting: str, part: str = 'tiles') -> Config:
-        """The demo's config with a setting and the seed, to be tested on one of `PARTS`.
-
-        One thread loads the images and computes: as many chains as there are cores run beside it.
-        """
+        """The demo's config with a setting and the seed, to be tested on one of `PARTS`."""
         cfg = Config.fromfile(ROOT / CONFIG)
         epochs = 1 if self.smoke else EPOCHS
-        # The progress of a chain is counted in iterations.
         changes = {
-            'randomness.seed': self.seed,
-            'train_cfg.max_epochs': epochs,
+            **study_options(self.seed, epochs),
+            **initial_weights(None if self.smoke else self.pretrained),
             'train_cfg.val_interval': epochs,
-            'param_scheduler.1.T_max': epochs,
-            'param_scheduler.1.end': epochs,
-            'default_hooks.checkpoint.interval': epochs,
-            'log_processor.by_epoch': False,
             **(SMOKE if self.smoke else {}),
         }
-        for loader in LOADERS:
-            changes |= {f'{loader}.num_workers': 0, f'{loader}.persistent_workers': False}
-        for module in ('backbone', 'neck'):
-            key = f'model.{module}.init_cfg'
-            changes |= {key: None} if self.smoke else {f'{key}.checkpoint': str(self.pretrained)}
         if part == 'strip':
             folder = self.work / STRIP
             changes |= {

@@ -22,7 +22,7 @@ COLOURS = (
 WRONG = '#FF4B1F'
 # On white; the colour-blind can tell them apart (Okabe and Ito).
 LINES = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-MATCH = 0.5  # IoU of masks
+MATCH = 0.5  # IoU
 
 
 def draw_loss_curves(
@@ -40,29 +40,29 @@ def draw_loss_curves(
     for i, name in enumerate(loss_names(pretrain)):
         colour, width = ('black', 2.2) if name == 'loss' else (LINES[(i - 1) % len(LINES)], 1.6)
         label = 'total' if name == 'loss' else name.removeprefix('loss_')
-        _plot(
+        plot_line(
             left, [r['step'] for r in pretrain], [r[name] for r in pretrain], colour, label, width
         )
-    _finish(left, 'pre-training loss, by term', 'iteration')
+    finish_axes(left, 'pre-training loss, by term', 'iteration')
     for i, (label, (train, val)) in enumerate(finetune.items()):
         colour = LINES[i]
-        _plot(middle, [r['step'] for r in train], [r['loss'] for r in train], colour, label)
+        plot_line(middle, [r['step'] for r in train], [r['loss'] for r in train], colour, label)
         epochs = [r['step'] for r in val]
         for kind, style in (('bbox', '-o'), ('segm', '--s')):
             values = [r[f'coco/{kind}_mAP'] for r in val]
             name = f'{"box" if kind == "bbox" else "mask"} mAP'
             name = name if len(finetune) == 1 else f'{name}, {label}'
             right.plot(epochs, values, style, color=colour, markersize=4, label=name)
-    _finish(middle, 'fine-tuning loss (Mask R-CNN)', 'iteration')
-    _finish(right, 'AP on the held-out region', 'epoch')
+    finish_axes(middle, 'fine-tuning loss (Mask R-CNN)', 'iteration')
+    finish_axes(right, 'AP on the held-out region', 'epoch')
     figure.savefig(path, dpi=110, bbox_inches='tight', pad_inches=0.15)
 
 
-def _plot(axes: Axes, x: list, y: list, colour: str, label: str, width: float = 1.8) -> None:
+def plot_line(axes: Axes, x: list, y: list, colour: str, label: str, width: float = 1.8) -> None:
     axes.plot(x, y, color=colour, label=label, linewidth=width, marker='.' if len(x) < 3 else None)
 
 
-def _finish(axes: Axes, title: str, x: str) -> None:
+def finish_axes(axes: Axes, title: str, x: str) -> None:
     axes.set_title(title)
     axes.set_xlabel(x)
     axes.set_ylim(bottom=0)
@@ -77,14 +77,20 @@ def match_masks(truth: Sequence[dict], found: Sequence[dict]) -> dict[int, int]:
 
     The surest prediction chooses first, as in COCO's evaluation, at an IoU of at least `MATCH`.
     """
-    matches: dict[int, int] = {}
     if not truth or not found:
-        return matches
+        return {}
     ious = coco_mask.iou(
         [f['segmentation'] for f in found], [t['segmentation'] for t in truth], [0] * len(truth)
     )
-    for i in sorted(range(len(found)), key=lambda i: -found[i]['score']):
-        free = [j for j in range(len(truth)) if j not in matches.values() and ious[i, j] >= MATCH]
+    return match_surest([f['score'] for f in found], ious)
+
+
+def match_surest(scores: Sequence[float], ious: np.ndarray) -> dict[int, int]:
+    """Index of the ground truth of each prediction that has one, given IoUs (N, M) of all pairs."""
+    matches: dict[int, int] = {}
+    for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
+        taken = set(matches.values())
+        free = [j for j in range(ious.shape[1]) if j not in taken and ious[i, j] >= MATCH]
         if free:
             matches[i] = max(free, key=lambda j: ious[i, j])
     return matches

@@ -182,6 +182,14 @@ def shown(command: Sequence[str]) -> str:
     return shlex.join([program, *command[1:]])
 
 
+def find_config(pattern: str) -> str:
+    """The one config that matches, relative to the repository."""
+    paths = sorted(ROOT.glob(pattern))
+    if len(paths) != 1:
+        raise StepError(f'expected one config {pattern}, found {[path.name for path in paths]}')
+    return str(paths[0].relative_to(ROOT))
+
+
 def digest(parts: Iterable[str]) -> str:
     """A number for a sequence of strings."""
     return hashlib.sha256('\0'.join(parts).encode()).hexdigest()

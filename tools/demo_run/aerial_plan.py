@@ -1,0 +1,104 @@
+"""The plan of the demo on aerial photographs: which detectors are trained, from what, how often."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector of the demo.
+
+    Args:
+        label: Its name for people.
+        config: Pattern of its config; the name tells the schedule, which may change.
+        threshold: Score from which a prediction is drawn.
+        seconds: Expected of a training on one core, for the time that is left.
+    """
+
+    label: str
+    config: str
+    threshold: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `tools/demo.sh` runs under a name.
+
+    Args:
+        data: The data set.
+        detectors: By name, which is that of their folder.
+        metrics: Names of the results by what the runner calls them, the first one as the main one.
+        oriented: Whether boxes are.
+        validates: Whether a training evaluates now and then, and not only at its end.
+    """
+
+    data: str
+    detectors: dict[str, Detector]
+    metrics: dict[str, str]
+    oriented: bool
+    validates: bool
+
+
+STUDIES = {
+    'detection': Study(
+        data='aerial',
+        detectors={
+            'faster-rcnn': Detector(
+                'Faster R-CNN', 'configs/detection/faster-rcnn_hivit-demo-*_aerial.py', 0.5, 240.0
+            ),
+            'dino': Detector(
+                'DINO', 'configs/detection/dino-4scale_hivit-demo-*_aerial.py', 0.3, 300.0
+            ),
+        },
+        metrics={'coco/bbox_mAP': 'AP', 'coco/bbox_mAP_50': 'AP50'},
+        oriented=False,
+        validates=True,
+    ),
+    'rotated': Study(
+        data='aerial_rotated',
+        detectors={
+            'rotated-faster-rcnn': Detector(
+                'Rotated Faster R-CNN',
+                'configs/rotated_detection/rotated-faster-rcnn-le90_hivit-demo-*_aerial.py',
+                0.5,
+                300.0,
+            ),
+        },
+        metrics={'dota/AP50': 'AP50'},
+        oriented=True,
+        # mmrotate evaluates in processes that take half a minute to start.
+        validates=False,
+    ),
+}
+STARTS = {'pretrained': 'pre-trained', 'scratch': 'from scratch'}
+SEEDS = (0, 1, 2)
+EVALUATION_SECONDS = 30.0
+
+
+def chains(study: str, compare: bool) -> list[tuple[str, str, int]]:
+    """All triples of a detector, what it starts from, and a seed."""
+    return [
+        (detector, start, seed)
+        for seed in (SEEDS if compare else SEEDS[:1])
+        for start in (STARTS if compare else ('pretrained',))
+        for detector in STUDIES[study].detectors
+    ]
+
+
+def chain_name(detector: str, start: str, seed: int) -> str:
+    """Name of such a triple: of its log, and the first part of the names of its tasks."""
+    return f'{detector}-{start}-seed{seed}'
+
+
+def chain_folder(detector: str, start: str, seed: int) -> str:
+    """Its folder under that of the study."""
+    return f'{detector}/{start}/seed{seed}'
+
+
+def costs(study: str, compare: bool) -> dict[str, float]:
+    """Expected seconds of every task, by `<detector>-<start>-seed<seed>/<task>`."""
+    found = {}
+    for chain in chains(study, compare):
+        found[f'{chain_name(*chain)}/train'] = STUDIES[study].detectors[chain[0]].seconds
+        found[f'{chain_name(*chain)}/evaluate'] = EVALUATION_SECONDS
+    return found
