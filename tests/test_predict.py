@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from .tiny_configs import ROOT, draw_picture, shrink
+from .tiny_configs import ROOT, draw_picture, shrink, train
 
 pytest.importorskip('mmdet')
 sys.path.insert(0, str(ROOT / 'tools'))
@@ -535,3 +535,55 @@ def test_without_the_packages_that_it_does_not_need(segmentor, photographs, tmp_
     assert result.returncode == 0, result.stderr
     assert 'matplotlib is not installed' in result.stderr
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {'a.json', 'a_labels.png'}
+
+
+def test_inferencer_of_mmdet(photographs, tmp_path, monkeypatch):
+    """The lines of docs/inference.md, with a model that was trained, find what the tool finds."""
+    from pycocotools import mask as coco_mask
+
+    [text] = re.findall(
+        r'^```python\n(.*?)^```', (ROOT / 'docs/inference.md').read_text(), re.DOTALL | re.MULTILINE
+    )
+    cfg = Config.fromfile(ROOT / 'configs' / f'{NUCLEI}.py')
+    cfg = shrink(cfg, Path(NUCLEI).name, tmp_path / 'run')
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.model.test_cfg.rcnn.max_per_img = 8
+    parts = cfg.model.backbone, cfg.model.neck
+    for part in parts:
+        part.init_cfg = None
+    train(cfg)
+    config, checkpoint = tmp_path / 'config.py', tmp_path / 'run' / 'epoch_1.pth'
+    for part in parts:  # of the config as it is shipped; nobody reads it to predict
+        part.init_cfg = dict(type='Pretrained', checkpoint='no/such.pth')
+    items = cfg.to_dict().items()
+    config.write_text('\n'.join(f'{key} = {value!r}' for key, value in items))
+    for old, new in (
+        (f'configs/{NUCLEI}.py', config),
+        ('work_dirs/demo/finetune/epoch_24.pth', checkpoint),
+        ('data/demo/nuclei/val', photographs),
+        ('pred_score_thr=0.3', 'pred_score_thr=0'),
+    ):
+        assert old in text
+        text = text.replace(old, str(new))
+    (photographs / 'b.JPG').rename(photographs / 'b.jpg')  # which it would not see
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(text, scope)
+    assert {path.name for path in (tmp_path / 'predictions/vis').iterdir()} == {'a.png', 'b.jpg'}
+    arguments = [config, checkpoint, photographs, '--out', 'out', '--score-thr', '0']
+    assert predict.main([*map(str, arguments), '--device', 'cpu']) == 0
+    found = scope['result']['predictions']
+    names = sorted(path.stem for path in (tmp_path / 'out').glob('*.json'))
+    assert len(found) == len(names) == 2
+    by_width = {item['masks'][0]['size'][1]: item for item in found}  # its order is the folder's
+    for name in names:
+        result = read(tmp_path / 'out' / f'{name}.json')
+        item = by_width[result['width']]
+        assert len(item['scores']) == len(result['instances']) > 0
+        scores = [instance['score'] for instance in result['instances']]
+        assert np.allclose(sorted(item['scores'], reverse=True), scores, atol=1e-4)
+        sizes = np.array([instance['bbox'][2:] for instance in result['instances']])
+        boxes = np.array(item['bboxes'])
+        assert np.allclose(np.sort(boxes[:, 2] - boxes[:, 0]), np.sort(sizes[:, 0]), atol=0.02)
+        areas = [coco_mask.area(instance['mask']) for instance in result['instances']]
+        assert sorted(areas) == sorted(coco_mask.area(mask) for mask in item['masks'])

@@ -56,7 +56,7 @@ class Run:
         else:
             print('matplotlib is not installed: only JSON is written', file=sys.stderr)
         self.found: list[tuple[str, int]] = []  # picture, its objects or its classes of pixels
-        self.what = 'objects'
+        self.what = '{} objects'
         self.skipped = 0
         self.bar = ProgressBar(total, file=sys.stderr)
 
@@ -108,7 +108,7 @@ class Run:
                 f'{type(self.predictor.model).__name__} gives neither objects nor a semantic '
                 f'segmentation, but {sample.keys()}'
             )
-        self.what = 'objects' if kind == 'instances' else 'classes'
+        self.what = '{} objects' if kind == 'instances' else 'classes of pixels'
         self.found.append((picture.path.name, len(items)))
         (self.out / f'{name}.json').write_text(to_json(head, kind, items))
 
@@ -123,7 +123,7 @@ class Run:
             middle = statistics.median_low(counts)
             pictures = f'{pictures} ({min(counts)} to {max(counts)} each, median {middle})'
         skipped = f'; {self.skipped} skipped' if self.skipped else ''
-        return f'{sum(counts)} {self.what} in {pictures}{skipped}; see {self.out}'
+        return f'{self.what.format(sum(counts))} in {pictures}{skipped}; see {self.out}'
 
 
 def batches(run: Run, files: Sequence[Path], size: int) -> Iterator[list[tuple[Picture, str]]]:

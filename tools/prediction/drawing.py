@@ -17,7 +17,8 @@ from mmengine.structures import InstanceData, PixelData
 from .results import is_rotated
 
 LEAST_SIDE = 640  # pixels: names and scores do not fit into less
-OPACITY = 0.5
+OF_MASKS, OF_LINES = 0.5, 0.9  # opacity
+FONT = cv2.FONT_HERSHEY_SIMPLEX  # mmseg's
 
 
 class Drawer:
@@ -41,7 +42,8 @@ class Drawer:
         from mmdet.structures import DetDataSample
 
         visualizer = self._rotated if is_rotated(found.bboxes) else self._horizontal
-        visualizer.line_width = max(2, round(max(image.shape[:2]) / 500))
+        visualizer.line_width = max(2, round(max(image.shape[:2]) / 400))
+        visualizer.alpha = OF_MASKS if 'masks' in found else OF_LINES
         np.random.seed(0)  # the visualizer varies colours of masks at random
         self._draw(visualizer, image, DetDataSample(pred_instances=found), file, pred_score_thr=-1)
 
@@ -52,6 +54,8 @@ class Drawer:
         image, factor = enlarge(image)
         labels = labels.repeat(factor, 0).repeat(factor, 1)
         sample = SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(labels)[None]))
+        present = [self.meta['classes'][label] for label in np.unique(labels)]
+        self._semantic.longest = max(present, key=len)
         self._draw(self._semantic, image, sample, file)
 
     def _draw(
@@ -68,27 +72,33 @@ class Drawer:
     def _horizontal(self) -> Any:
         from mmdet.visualization import DetLocalVisualizer
 
-        return self._with_meta(DetLocalVisualizer(alpha=OPACITY))
+        return self._with_meta(DetLocalVisualizer())
 
     @cached_property
     def _rotated(self) -> Any:
         from mmrotate.visualization import RotLocalVisualizer
 
-        return self._with_meta(RotLocalVisualizer(alpha=OPACITY))
+        return self._with_meta(RotLocalVisualizer())
 
     @cached_property
     def _semantic(self) -> Any:
         from mmseg.visualization import SegLocalVisualizer
 
         class Visualizer(SegLocalVisualizer):
+            longest = ''  # name in the picture
+
             def _get_center_loc(self, mask: np.ndarray) -> np.ndarray:
-                """The middle of the longest row, as the stock one: which sorts all pixels in a
-                Python list, minutes for a photograph."""
+                """Where to write the name of a class: in the middle of its longest row, and so
+                that it is not cut off. The stock one sorts all pixels in a Python list, minutes
+                for a photograph."""
                 y = mask.sum(axis=1).argmax()
                 row = np.flatnonzero(mask[y])
-                return np.array([row[len(row) // 2], y])
+                scale = min(mask.shape) / 500
+                (width, height), baseline = cv2.getTextSize(self.longest, FONT, scale, 2)
+                end = np.array(mask.shape[::-1]) - (width, height) - baseline
+                return np.array([row[len(row) // 2], y]).clip(0, end.clip(0))
 
-        return self._with_meta(Visualizer(alpha=OPACITY))
+        return self._with_meta(Visualizer(alpha=OF_MASKS))
 
     def _with_meta(self, visualizer: Any) -> Any:
         visualizer.dataset_meta = self.meta

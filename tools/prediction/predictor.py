@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -184,9 +185,7 @@ def name_classes(
     count = [n for m in model.modules() if isinstance(n := getattr(m, 'num_classes', None), int)]
     names += [f'class {i}' for i in range(len(names), max(count, default=0))]
     palette = next(filter(None, (_colours(meta.get('palette')) for meta in metas)), [])
-    if len(palette) < len(names):
-        more = np.random.default_rng(0).integers(40, 256, (len(names), 3)).tolist()
-        palette += [tuple(colour) for colour in more[len(palette) :]]
+    palette += [_bright_colour(i) for i in range(len(palette), len(names))]
     return names, palette[: len(names)]
 
 
@@ -213,6 +212,11 @@ def _colours(value: Any) -> list[tuple[int, int, int]]:
     if not all(isinstance(c, (list, tuple)) and len(c) == 3 for c in value):
         return []
     return [tuple(int(channel) for channel in colour) for colour in value]
+
+
+def _bright_colour(index: int) -> tuple[int, int, int]:
+    """RGB, far from those of the indices before by steps of the golden section in hue."""
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.8, 1))
 
 
 def _type_name(step: Mapping[str, Any]) -> str:
