@@ -70,6 +70,9 @@ def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
     cfg.merge_from_dict({'model.test_cfg.rcnn.score_thr': 0.0} if 'roi_head' in cfg.model else {})
     if cfg.model.type == 'CascadeRCNN':  # the anchors of stride 16 are larger than a tiny picture
         cfg.model.train_cfg.rpn.allowed_border = -1
+        for stage in cfg.model.train_cfg.rcnn:  # three stages of 512 boxes take seconds
+            stage.sampler.num = 64
+        cfg.model.test_cfg.rcnn.max_per_img = 20
 
     optim_wrapper = cfg.optim_wrapper
     if optim_wrapper.type == 'AmpOptimWrapper':  # asks for an accelerator
