@@ -26,7 +26,8 @@ from .test_configs import (
 from .tiny_configs import shrink, train
 
 NAME = re.compile(
-    r'(?P<method>mask-rcnn|rotated-faster-rcnn-le90|oriented-rcnn-le90)_fastitpn-(?P<arch>base)-itpn-clip-l_tpn'
+    r'(?P<method>mask-rcnn|rotated-faster-rcnn-le90|oriented-rcnn-le90)'
+    r'_fastitpn-(?P<arch>base)-itpn-clip-l_tpn'
     r'_(?P<gpus>\d+)xb(?P<batch>\d+)(?P<amp>-amp)?(?P<crop>-ms-crop)?-1x'
     r'(?:-(?P<setting>[\w-]+))?_(?P<data>coco|dota)'
 )
@@ -35,8 +36,6 @@ DENSE = {
     'dota': 'rotated-faster-rcnn-le90_fastitpn-base-itpn-clip-l_tpn_8xb1-1x_dota',
 }
 ORIENTED = 'oriented-rcnn-le90_fastitpn-base-itpn-clip-l_tpn_8xb1-1x_dota'
-NAMES = [name for name in ACCELERATION if 'demo' not in name]
-DEMO = [name for name in ACCELERATION if 'demo' in name]
 PRETRAINING = 'itpn-clip-l_fastitpn-base-p16_8xb256-amp-coslr-1600e_in1k'
 MIXES = {'windows-global-4': dict(window_attention=True, global_layers=(5, 11, 17, 23))}
 # The rows of Figure 5, and one as ViTDet; those of Table VII.
@@ -63,10 +62,10 @@ def test_the_list_of_configs():
     expected = {*DENSE.values(), ORIENTED}
     for data, rows in ROWS.items():
         expected |= {DENSE[data].replace(f'_{data}', f'-{row}_{data}') for row in rows.split()}
-    assert set(NAMES) == expected
+    assert set(ACCELERATION) == expected
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ACCELERATION)
 def test_name_says_what_it_holds(name):
     cfg, said = read(name), fields(NAME, name)
     dense, settings = read(DENSE[said['data']]), settings_of(name)
@@ -129,7 +128,7 @@ def test_oriented_rcnn_is_stock_but_for_what_rotated_faster_rcnn_replaces():
     assert cfg == other
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ACCELERATION)
 def test_backbone_at_its_own_size(name):
     with torch.device('meta'):  # shapes alone
         backbone = MODELS.build(read(name).model.backbone)
@@ -192,7 +191,7 @@ def serial_pool(monkeypatch):
     return pool
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ACCELERATION)
 def test_config_trains_a_step_and_predicts(name, tmp_path, pretrained, request):
     """From a pre-trained file, each part at its rate; the heads and the evaluation are stock."""
     said, settings = fields(NAME, name), settings_of(name)
@@ -258,7 +257,7 @@ def check_rates(runner) -> None:
                 assert (group['lr_scale'], group['weight_decay']) == (1, 0), key
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ACCELERATION)
 def test_missing_pretraining_is_named(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     key = 'backbone.backbone' if settings_of(name) else 'backbone'
