@@ -3,6 +3,7 @@
 from .compile_hook import CompileHook
 from .ema_hook import EMATeacherHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .load_hook import load_trained
 from .model_fit import check_model_fits
 from .preflight import PreflightHook, check_config
 
@@ -13,4 +14,5 @@ __all__ = [
     'PreflightHook',
     'check_config',
     'check_model_fits',
+    'load_trained',
 ]

@@ -1,7 +1,7 @@
 """What a Runner loads (`load_from`, the checkpoint of `tools/test.py`): read safely, fitted."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,35 @@ def adapt_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
         # is the model before averaging, and without it they start from what is loaded
         checkpoint.pop('ema_state_dict', None)
     checkpoint['state_dict'] = loaded
+
+
+def load_trained(model: nn.Module, path: str) -> dict[str, Any]:
+    """Load a trained file into a model without a Runner, by the same rules: to predict with it.
+
+    Args:
+        model: The model, of any OpenMMLab package.
+        path: File of ours or of the authors.
+
+    Returns:
+        The `meta` of the file, which tells the classes; empty without one.
+
+    Raises:
+        ValueError: The file is unsafe, damaged or does not fit, or parameters would be random.
+        FileNotFoundError: There is no such file.
+    """
+    checkpoint = read_file(path)
+    state, report = take_state(checkpoint, path), LoadReport(type(model).__name__, path)
+    if parts := dict(_parts(model)):
+        state, remapped = remap(state)
+        remapped.raise_if_unexplained(path)
+        report.ignored.update(remapped.dropped)
+    fit_state(model, parts, state, report)
+    _require_all(report)
+    if report.unexpected or report.ignored or report.resized:
+        print_log(str(report), 'current', logging.WARNING)
+    model.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
+    meta = checkpoint.get('meta')
+    return dict(meta) if isinstance(meta, Mapping) else {}
 
 
 def fit_state(

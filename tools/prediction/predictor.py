@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,12 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from itpn_mm.checkpoint import LoadReport, read_file, remap
-from itpn_mm.checkpoint.io import unwrap
-from itpn_mm.engine.load_hook import _parts, _require_all, fit_state
-from itpn_mm.engine.model_fit import check_model_fits
+from itpn_mm.engine import check_model_fits, load_trained
 from itpn_mm.hosts import describe_distributions, is_installed
 
 from .pictures import check_whole, first_line
@@ -88,7 +83,7 @@ class Predictor:
             model.setdefault('data_preprocessor', cfg.data_preprocessor)
         self.model = revert_sync_batchnorm(MODELS.build(model))
         check_model_fits(self.model)
-        meta = load_weights(self.model, checkpoint)
+        meta = describe_training(load_trained(self.model, checkpoint))
         self.model.to(device).eval()
         self.names, self.palette = name_classes(self.model, meta, describe_dataset(dataset))
         loader, *transforms = (
@@ -140,31 +135,8 @@ def describe_dataset(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**own, **(dataset.get('metainfo') or {})}
 
 
-def load_weights(model: nn.Module, path: str) -> Mapping[str, Any]:
-    """Load a checkpoint into a model that is not trained further, by the rules of `load_hook`.
-
-    Returns:
-        The checkpoint's own description of its dataset; empty without one.
-
-    Raises:
-        ValueError: The checkpoint is unsafe, damaged or does not fit, or parameters would be
-            random.
-        FileNotFoundError: There is no such file.
-    """
-    checkpoint = read_file(path)
-    state = unwrap(checkpoint, path)
-    report = LoadReport(type(model).__name__, path)
-    if parts := dict(_parts(model)):
-        state, remapped = remap(state)
-        remapped.raise_if_unexplained(path)
-        report.ignored.update(remapped.dropped)
-    fit_state(model, parts, state, report)
-    _require_all(report)
-    if report.unexpected or report.ignored or report.resized:
-        print_log(str(report), 'current', logging.WARNING)
-    model.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
-    meta = checkpoint.get('meta')
-    meta = meta if isinstance(meta, Mapping) else {}
+def describe_training(meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the `meta` of a checkpoint says of its dataset; empty if it says nothing."""
     found = meta.get('dataset_meta', dict(classes=meta.get('CLASSES')))  # the second: mmdet 2
     return {str(k).lower(): v for k, v in found.items()} if isinstance(found, Mapping) else {}
 
