@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData
 from itpn_mm.engine import check_model_fits
 from itpn_mm.hosts import is_installed
 
-from .tiny_configs import _shrink_model, draw_picture
+from .tiny_configs import _shrink_acceleration, _shrink_model, draw_picture
 
 CONFIG = """_base_ = '{base}'
 
@@ -84,6 +84,8 @@ def shrink(cfg: Config, name: str) -> ConfigDict:
     model = ConfigDict(limit(_shrink_model(cfg.model.to_dict(), divisor)))
     if name == 'mask2former':
         model.data_preprocessor.batch_augments[0].size = (SIDE, SIDE)
+    if model.backbone.type == 'itpn_mm.TokenMigration':
+        _shrink_acceleration(model.backbone)
     return model
 
 
@@ -177,6 +179,23 @@ def test_two_lines_swap_it_in(name, tmp_path):
         boxes = getattr(found.bboxes, 'tensor', found.bboxes)
         assert boxes.isfinite().all()
         assert boxes.shape[1] == (5 if cfg.default_scope == 'mmrotate' else 4)
+
+
+@pytest.mark.parametrize('name', ['retinanet', 'roi-transformer'])
+def test_an_accelerated_one(name, tmp_path):
+    arguments = dict(trunk='hivit-base', accelerate='gathering-hrpe', with_cp=True)
+    cfg = Config.fromfile(write(tmp_path, name, **arguments))
+    assert cfg.model.backbone.backbone.type == 'itpn_mm.HiViT'
+    model = build(cfg, name)
+    check_model_fits(model)
+    assert model.backbone.acceleration is not None
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        losses, gradients = train_step(model, make_batch(name), wrapper)
+    assert all(loss.isfinite() for loss in losses.values())
+    late = 'backbone.acceleration.gathering_token'  # until their scales have left 0
+    parts = {key for key in gradients if key.startswith(('backbone.', 'neck.'))}
+    assert {key for key in parts if not gradients[key] > 0} == {late}
 
 
 # What a user may get wrong, on top of the two lines; widths are an eighth.

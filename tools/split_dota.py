@@ -258,7 +258,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--size', type=int, default=1024, help='side of a patch; default: 1024')
     parser.add_argument('--gap', type=int, help='overlap; default: 200, or 500 with --multi-scale')
     parser.add_argument(
-        '--processes', type=int, default=min(os.cpu_count() or 1, 10), help='default: %(default)s'
+        '--processes',
+        type=int,
+        default=min(os.cpu_count() or 1, 10),
+        help='each holds a whole picture; default: %(default)s',
     )
     parser.add_argument('--fresh', action='store_true', help='replace what is there')
     args = parser.parse_args(arguments)
