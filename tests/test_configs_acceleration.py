@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from itpn_mm.acceleration import SETTINGS
-from itpn_mm.engine import check_config
+from itpn_mm.engine import check_config, check_model_fits
 from itpn_mm.registry import MODELS
 
 from .test_configs import (
@@ -129,9 +130,13 @@ def test_oriented_rcnn_is_stock_but_for_what_rotated_faster_rcnn_replaces():
 
 
 @pytest.mark.parametrize('name', ACCELERATION)
-def test_backbone_at_its_own_size(name):
-    with torch.device('meta'):  # shapes alone
-        backbone = MODELS.build(read(name).model.backbone)
+def test_model_at_its_own_size(name):
+    cfg = read(name)
+    scope = DefaultScope.overwrite_default_scope(cfg.default_scope)
+    with scope, torch.device('meta'):  # shapes alone
+        model = MODELS.build(cfg.model)
+    check_model_fits(model)
+    backbone = model.backbone
     settings = settings_of(name)
     if not settings:
         assert backbone.acceleration is None
