@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from itpn_mm.acceleration import SETTINGS
+from itpn_mm.backbones import hivit
 from itpn_mm.engine import check_config, check_model_fits
 from itpn_mm.registry import MODELS
 
 from .test_configs import (
     ACCELERATION,
+    PATHS,
     assert_hooks,
     check_common,
     fields,
@@ -24,6 +27,7 @@ from .test_configs import (
     run_two_processes,
     write_for_processes,
 )
+from .test_configs_detection_lines import LINES
 from .tiny_configs import shrink, train
 
 NAME = re.compile(
@@ -269,6 +273,30 @@ def test_missing_pretraining_is_named(name, tmp_path, monkeypatch):
     cfg = shrink(read(name), name, Path(tmp_path))
     with pytest.raises(FileNotFoundError, match=rf'`model\.{key}\.init_cfg\.checkpoint` is '):
         check_config(cfg, 'train')
+
+
+def test_lines_of_the_upright_detectors_hold_for_rotated_ones(tmp_path, serial_pool):
+    """Those of configs/detection/README.md: memory, averaged weights, going on after a break."""
+    read(ORIENTED)  # skips without mmrotate
+    lines = [line for part in ('with_cp', 'EMAHook') for line in LINES if part in line]
+    [resume] = [line for line in LINES if 'resume' in line]
+    for epochs in (1, 2):
+        path = tmp_path / f'own{epochs}.py'
+        path.write_text('\n'.join([f'_base_ = {str(PATHS[ORIENTED])!r}', *lines]))
+        cfg = shrink(Config.fromfile(path), ORIENTED, tmp_path / f'run{epochs}')
+        cfg.model.backbone.init_cfg = cfg.model.neck.init_cfg = None
+        cfg.work_dir, cfg.train_cfg.max_epochs = str(tmp_path / 'run'), epochs
+        with mock.patch.object(hivit, 'checkpoint', wraps=hivit.checkpoint) as spy:
+            runner, gradients = train(cfg)
+        assert spy.call_count == 3  # a block of each stage; one step, also after the break
+        assert all(value.isfinite() for value in gradients.values())
+        lines.append(resume)
+    assert (runner.epoch, runner.iter) == (2, 2)
+    states = runner.optim_wrapper.optimizer.state
+    assert {states[p]['step'].item() for p in runner.model.parameters()} == {2}
+    file = torch.load(tmp_path / 'run' / 'epoch_2.pth', weights_only=False)
+    key = 'backbone.patch_embed.proj.weight'
+    assert not torch.equal(file['state_dict'][key], file['ema_state_dict'][f'module.{key}'])
 
 
 @pytest.mark.slow
