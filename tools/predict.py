@@ -35,6 +35,8 @@ from prediction.results import (
 from itpn_mm.hosts import is_installed
 from itpn_mm.launch import read_config
 
+# What configs and checkpoints raise that are not there, or do not fit.
+MISTAKES = (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 LISTED = 8  # most pictures that the last line tells one by one
 
 
@@ -177,14 +179,17 @@ def start(args: argparse.Namespace) -> tuple[Run, list[Path]]:
     """Check the arguments, load the model and make the folder.
 
     Raises:
-        ValueError, OSError, ModuleNotFoundError: Something is not there or does not fit.
+        MISTAKES: Something is not there or does not fit.
     """
     if not 0 <= args.score_thr <= 1:
         raise ValueError(f'`--score-thr` must be from 0 to 1, but got {args.score_thr}')
     if args.batch < 1:
         raise ValueError(f'`--batch` must be at least 1, but got {args.batch}')
     device = find_device(args.device)
-    cfg = read_config([args.config])
+    try:
+        cfg = read_config([args.config])
+    except SyntaxError as error:
+        raise ValueError(f'{args.config}: {error}') from error
     files = find_pictures(args.images, args.out)
     predictor = Predictor(cfg, args.checkpoint, device)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -196,7 +201,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
     run = None
     try:
-        run, files = start(args)
+        try:
+            run, files = start(args)
+        except MISTAKES as error:
+            sys.exit(f'predict.py: {first_line(error)}')
         for batch in batches(run, files, args.batch):
             run.predict(batch)
     except KeyboardInterrupt:
@@ -204,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if run is not None:
             print(run.summary())
         return 130
-    except (ImportError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f'predict.py: {first_line(error)}')
     print(file=sys.stderr)
     print(run.summary())

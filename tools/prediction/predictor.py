@@ -25,7 +25,7 @@ from .pictures import check_whole, first_line
 
 SCOPES = ('mmdet', 'mmseg', 'mmrotate')
 # Transforms of a test pipeline that need the ground truth.
-OF_ANNOTATIONS = re.compile(r'Load\w*Annotations|ConvertBoxType')
+OF_ANNOTATIONS = re.compile(r'Load\w*Annotations')
 
 
 @dataclass
