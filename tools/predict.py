@@ -10,6 +10,7 @@ and skipped; the exit status is then 1. docs/inference.md describes the JSON.
 import argparse
 import statistics
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -196,9 +197,8 @@ def start(args: argparse.Namespace) -> tuple[Run, list[Path]]:
     return Run(predictor, args.out, args.score_thr, len(files)), files
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; the exit status: 1 if a picture was skipped, 130 if interrupted."""
-    args = parse_args(arguments)
+def work(args: argparse.Namespace) -> int:
+    """Predict on all pictures and tell the result; the exit status."""
     run = None
     try:
         try:
@@ -217,6 +217,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(file=sys.stderr)
     print(run.summary())
     return int(run.skipped > 0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; the exit status: 1 if a picture was skipped, 130 if interrupted."""
+    args = parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # of the packages, about their own code
+        return work(args)
 
 
 if __name__ == '__main__':

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -62,11 +61,9 @@ class Drawer:
         self, visualizer: Any, image: np.ndarray, sample: Any, file: Path, **kwargs: Any
     ) -> None:
         rgb = np.ascontiguousarray(image[..., ::-1])
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of boxes that reach the edge
-            visualizer.add_datasample(
-                file.stem, rgb, sample, draw_gt=False, out_file=str(file), **kwargs
-            )
+        visualizer.add_datasample(
+            file.stem, rgb, sample, draw_gt=False, out_file=str(file), **kwargs
+        )
 
     @cached_property
     def _horizontal(self) -> Any:
