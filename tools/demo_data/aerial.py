@@ -97,7 +97,7 @@ def tiles_of(picture: np.ndarray, split: str) -> list[Region]:
     whole = Region(0, 0, picture.shape[1], picture.shape[0])
     if split == 'train':
         return overlapping_tiles(whole, TILE, STRIDE)
-    return covering_tiles(whole, TILE)
+    return covering_tiles(whole, TILE)  # a few pixels smaller
 
 
 def tile_boxes(boxes: np.ndarray, tile: Region) -> list[dict]:

@@ -1,6 +1,7 @@
 """Pictures as arrays: decoding, regions, crop positions, writing."""
 
 import io
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,11 +64,15 @@ def overlapping_tiles(region: Region, size: int, stride: int) -> list[Region]:
 
 
 def covering_tiles(region: Region, size: int) -> list[Region]:
-    """Tiles that cover `region` and do not overlap; the last of a row or column are smaller."""
+    """Tiles of at most `size` pixels, as equal as can be, that cover `region` without overlap."""
+    columns, rows = (
+        np.linspace(start, stop, -(-(stop - start) // size) + 1).round().astype(int).tolist()
+        for start, stop in ((region.left, region.right), (region.top, region.bottom))
+    )
     return [
-        Region(x, y, min(x + size, region.right), min(y + size, region.bottom))
-        for y in range(region.top, region.bottom, size)
-        for x in range(region.left, region.right, size)
+        Region(left, top, right, bottom)
+        for top, bottom in pairwise(rows)
+        for left, right in pairwise(columns)
     ]
 
 

@@ -1,5 +1,5 @@
-# Trees in aerial photographs: COCO tiles of 128 pixels; those at the border of the held-out
-# photograph are smaller. See tools/demo.sh.
+# Trees in aerial photographs: COCO tiles of 128 pixels, a few less in validation; see
+# tools/demo.sh.
 dataset_type = 'CocoDataset'
 data_root = 'data/demo/aerial/'
 metainfo = dict(classes=('tree',))
