@@ -1,8 +1,8 @@
 # Fine-tuning of the demo's detectors: AdamW with layer-wise learning rate decay, a cosine.
 _base_ = 'mmdet::_base_/default_runtime.py'
 
-max_epochs = 6
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=3)
+max_epochs = 12
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
