@@ -44,10 +44,10 @@ STUDIES = {
         data='aerial',
         detectors={
             'faster-rcnn': Detector(
-                'Faster R-CNN', 'configs/detection/faster-rcnn_hivit-demo-*_aerial.py', 0.5, 240.0
+                'Faster R-CNN', 'configs/detection/faster-rcnn_hivit-demo-*_aerial.py', 0.5, 260.0
             ),
             'dino': Detector(
-                'DINO', 'configs/detection/dino-4scale_hivit-demo-*_aerial.py', 0.3, 300.0
+                'DINO', 'configs/detection/dino-4scale_hivit-demo-*_aerial.py', 0.3, 510.0
             ),
         },
         metrics={'coco/bbox_mAP': 'AP', 'coco/bbox_mAP_50': 'AP50'},
