@@ -91,6 +91,8 @@ def swap_in(
             part['_delete_'] = True
     if 'data_preprocessor' in model:
         parts['data_preprocessor'] = dict(RGB_OF_IMAGENET)
+        if 'encoder' in model:  # boxes are fractions of maps, so all maps have to cover as much
+            parts['data_preprocessor']['pad_size_divisor'] = strides[-1]
     width = parts['neck']['out_channels']
     for name in HEADS:
         channels = (model.get(name) or {}).get('in_channels')

@@ -138,6 +138,13 @@ def test_only_what_is_there_is_replaced():
     assert parts['panoptic_head'] == dict(in_channels=[256, 256, 256, 256])
 
 
+def test_maps_of_an_encoder_cover_as_much_as_the_image():
+    dino = dict(encoder={}, neck=dict(num_outs=5), data_preprocessor=dict(pad_size_divisor=1))
+    assert swap_in(dino)['data_preprocessor']['pad_size_divisor'] == 64
+    retinanet = dict(bbox_head=dict(strides=[8, 16]), data_preprocessor=dict(pad_size_divisor=32))
+    assert 'pad_size_divisor' not in swap_in(retinanet)['data_preprocessor']
+
+
 def test_heads_follow_another_width():
     parts = swap_in(MODEL, neck=dict(out_channels=128, depth=3))
     assert parts['neck']['depth'] == 3 and parts['neck']['bias'] is True
