@@ -109,8 +109,8 @@ def cascade(tmp_path: Path) -> Config:
     """The shipped Cascade Mask R-CNN, as narrow as the demo's Mask R-CNN, on its data."""
     cfg = read('detection/mask-rcnn_hivit-demo-*.py')
     whole = read('detection/cascade-mask-rcnn_hivit-base-itpn-pixel_*.py').model
-    small = cfg.model
-    whole.merge_from_dict(dict(backbone=small.backbone, neck=small.neck, rpn_head=small.rpn_head))
+    whole.update(backbone=cfg.model.backbone, neck=cfg.model.neck)
+    whole.rpn_head.update(in_channels=64, feat_channels=64)
     heads = whole.roi_head
     for part in (heads.bbox_roi_extractor, heads.mask_roi_extractor):
         part.out_channels = 64

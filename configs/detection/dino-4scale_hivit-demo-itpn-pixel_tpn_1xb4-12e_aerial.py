@@ -70,10 +70,3 @@ model = dict(
     ),
     test_cfg=dict(max_per_img=60),
 )
-
-# It learns more slowly than Faster R-CNN.
-max_epochs = 15
-train_cfg = dict(max_epochs=max_epochs, val_interval=5)
-param_scheduler = _base_.param_scheduler
-param_scheduler[1].update(T_max=max_epochs, end=max_epochs)
-default_hooks = dict(checkpoint=dict(interval=max_epochs))
