@@ -133,6 +133,8 @@ def _shrink_model(value: Any, divisor: int, key: str = '') -> Any:
         return _shrink_model(HiViT.arch_zoo[value], divisor)
     if key == 'img_size':
         return SIDE
+    if key == 'drop_path_rate':
+        return value / 100  # what is dropped has no gradient, and there is one block of a kind
     if key == 'depths':
         return (1, 1, 1)
     if key == 'num_heads':

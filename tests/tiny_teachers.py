@@ -31,8 +31,6 @@ def shrink_teacher(cfg: Config, whole: dict, side: int, work_dir: Path) -> None:
     def scale(value: int, unit: int = 1) -> int:
         return value * (side // unit) // (whole.backbone.img_size // unit)
 
-    # With the rate of a whole model both pictures may pass a block by, which leaves no gradient.
-    model['backbone']['drop_path_rate'] /= 100
     model['teacher'].update(checkpoint=str(path), img_size=scale(whole.teacher.img_size))
     crop, masks = pipeline[3], pipeline[4]
     crop.update(size=scale(crop['size']), second_size=scale(crop['second_size']))
