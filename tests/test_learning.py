@@ -117,6 +117,9 @@ def cascade(tmp_path: Path) -> Config:
     for head in heads.bbox_head:
         head.update(in_channels=64, conv_out_channels=64, fc_out_channels=256, num_classes=1)
     heads.mask_head.update(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=1)
+    whole.train_cfg.rpn_proposal.update(nms_pre=500, max_per_img=250)
+    for stage in whole.train_cfg.rcnn:
+        stage.sampler.num = 64
     cfg.model = whole
     return cfg
 
