@@ -69,8 +69,18 @@ PARTS = (
             'CachedTeacher',
         ),
     ),
-    Part('detection', 'itpn_mm.detection', ('mmcv', 'mmdet'), ('DINO',)),
-    Part('segmentation', None, ('mmcv', 'mmseg')),
+    Part(
+        'detection',
+        'itpn_mm.detection',
+        ('mmcv', 'mmdet'),
+        ('DINO', 'MaskDINO', 'MaskDINOHead', 'MaskDINOFusionHead'),
+    ),
+    Part(
+        'segmentation',
+        'itpn_mm.segmentation',
+        ('mmcv', 'mmdet', 'mmseg'),
+        ('MaskDINODecodeHead',),
+    ),
     Part('rotated detection', None, ('mmcv', 'mmdet', 'mmrotate')),
 )
 

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class RemapReport:
         dropped: Names left out on purpose, with the reason.
         unexplained: Names that no rule knows; they are left out.
         created: New names without an old one, such as the indices that the authors' models save.
+        arguments: Arguments of a model that its weights need and do not tell.
     """
 
     layout: str
@@ -42,6 +44,7 @@ class RemapReport:
     dropped: dict[str, str] = field(default_factory=dict)
     unexplained: list[str] = field(default_factory=list)
     created: list[str] = field(default_factory=list)
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def raise_if_unexplained(self, source: object) -> None:
         """Refuse a file with unexplained names: what they hold would be lost.

@@ -1,5 +1,6 @@
 """Parts of detectors; needs mmdet."""
 
 from .dino import DINO, QueryPositionHead
+from .maskdino import MaskDINO, MaskDINOFusionHead, MaskDINOHead
 
-__all__ = ['DINO', 'QueryPositionHead']
+__all__ = ['DINO', 'MaskDINO', 'MaskDINOFusionHead', 'MaskDINOHead', 'QueryPositionHead']
