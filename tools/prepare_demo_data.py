@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 try:
-    from demo_data import aerial, aerial_rotated, digits, nuclei, photographs
+    from demo_data import aerial, aerial_rotated, digits, nuclei, nuclei_semantic, photographs
 except ModuleNotFoundError as error:
     if error.name not in ('numpy', 'PIL'):
         raise
@@ -51,6 +51,7 @@ DATA_SETS = {
         ('stardist', 'scikit-image', 'scikit-learn', 'deepforest'), photographs.build
     ),
     'nuclei': DataSet(('stardist',), nuclei.build),
+    'nuclei_semantic': DataSet(('stardist',), nuclei_semantic.build),
     'digits': DataSet(('scikit-learn',), digits.build),
     'aerial': DataSet(('deepforest',), aerial.build),
     'aerial_rotated': DataSet(('deepforest',), aerial_rotated.build, needs='mmrotate'),
