@@ -21,16 +21,14 @@ PIXEL_DECODER, PREDICTOR = 'sem_seg_head.pixel_decoder.', 'sem_seg_head.predicto
 @cache
 def index() -> dict:
     """What each fixture is."""
-    return json.loads((DATA / 'index.json').read_text())
+    fixtures = json.loads((DATA / 'index.json').read_text())
+    del fixtures['_readme']
+    return fixtures
 
 
 def load(name: str) -> tuple[dict, dict[str, Tensor]]:
     """Entry of the index and tensors of a fixture."""
-    entry = (
-        index()[name]
-        if name in index()
-        else next(entry for key, entry in index().items() if key.startswith(f'{name}_'))
-    )
+    entry = index()[name]
     return entry, load_file(DATA / entry['file'])
 
 

@@ -8,8 +8,8 @@ from itpn_mm.maskdino.pixel_decoder import MaskDINOPixelDecoder
 
 from .golden import PIXEL_DECODER, assert_close, index, load, take
 
-NAMES = [name for name in index() if name.startswith('a')]
-CASES = [(name, case) for name in NAMES for case in index()[name]['cases']]
+FIXTURES = [name for name in index() if name.startswith('a')]
+CASES = [(name, case) for name in FIXTURES for case in index()[name]['cases']]
 
 
 def build(entry: dict, tensors: dict) -> MaskDINOPixelDecoder:
@@ -49,7 +49,7 @@ def test_golden_pixel_decoder(name, case):
 
 
 def test_golden_position_and_reference_points():
-    entry, tensors = load('a1')
+    entry, tensors = load('a1_pixel_3lvl_high2low')
     decoder = build(entry, tensors)
     found = take(tensors, 'square.')
     maps = [found[f'in.{i}'] for i in range(4)]

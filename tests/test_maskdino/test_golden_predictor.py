@@ -9,6 +9,8 @@ from itpn_mm.maskdino.tokens import LevelTokens
 
 from .golden import assert_close, build_predictor, index, load, state_of, take, theirs
 
+TRAINING = [name for name in index() if name.startswith('c')]
+FIXTURES = [name for name in index() if name.startswith('b')] + TRAINING
 CASES = [
     (name, case, box_init)
     for name, entry in index().items()
@@ -61,7 +63,7 @@ def check(predictions: tuple, features: torch.Tensor, wanted: dict, entry: dict)
         assert_close(predict_masks(mask_embeds, features), wanted['masks'], entry)
 
 
-@pytest.mark.parametrize('name', ['c1', 'c2'])
+@pytest.mark.parametrize('name', TRAINING)
 def test_golden_predictor_in_training(name, monkeypatch):
     entry, tensors = load(name)
     source = entry['weights_from'].removeprefix('state.* of ').removesuffix('.safetensors')
