@@ -257,10 +257,8 @@ class MaskDINOCriterion(nn.Module):
             order = (pairs.images == image).nonzero()[:, 0]
             features = outputs.mask_features[image].float()
             logits = mask_embeds[order].float() @ features.flatten(1)
-            logits = logits.unflatten(1, (1, *features.shape[1:]))
-            ratios = None
-            if outputs.ratios is not None:
-                ratios = outputs.ratios[image].expand(len(order), -1)
+            logits = logits.unflatten(1, features.shape[1:])
+            ratios = None if outputs.ratios is None else outputs.ratios[image, None]
             points = uncertain_points(
                 logits.detach(),
                 self.num_points,
@@ -269,7 +267,7 @@ class MaskDINOCriterion(nn.Module):
                 ratios,
             )
             wanted = sample_masks(target.masks, pairs.objects[order] - starts[image], points)
-            sampled = point_sample(logits, place(points, ratios))[:, 0]
+            sampled = point_sample(logits[:, None], place(points, ratios))[:, 0]
             losses.append(self._compare_masks(sampled, wanted))
             orders.append(order)
         back = torch.cat(orders).argsort()
