@@ -1,0 +1,61 @@
+# UPerNet on HiViT-B and its pre-trained pyramid, each level of which is joined by the backbone's
+# map of its stride (the authors' heads).
+pretrained = 'checkpoints/itpn-pixel_hivit-base-p16_in1k.pth'
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+        size=(512, 512),
+    ),
+    backbone=dict(
+        type='itpn_mm.HiViT',
+        arch='base',
+        img_size=512,
+        rel_pos_bias='block',
+        drop_path_rate=0.1,
+        init_cfg=dict(type='Pretrained', checkpoint=pretrained, prefix='backbone.'),
+    ),
+    neck=dict(
+        type='itpn_mm.TransformerPyramidNeck',
+        in_channels=(128, 256, 512),
+        out_channels=256,
+        out_strides=(4, 8, 16, 32),
+        depth=2,
+        pool='max',
+        concat_inputs=True,
+        init_cfg=dict(type='Pretrained', checkpoint=pretrained, prefix='neck.'),
+    ),
+    decode_head=dict(
+        type='UPerHead',
+        in_channels=[384, 512, 768, 768],
+        in_index=[0, 1, 2, 3],
+        pool_scales=(1, 2, 3, 6),
+        channels=768,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_channels=768,
+        in_index=2,
+        channels=256,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
+)

@@ -1,0 +1,11 @@
+# For the released weights of MaskDINO with Swin-L: its authors normalise queries twice
+# before the heads, take padding for a part of the image, and start from the largest boxes at the
+# finest level.
+_base_ = './maskdino_swin-l_8xb2-amp-lsj-50e_coco.py'
+
+model = dict(
+    backbone=dict(init_cfg=None),
+    panoptic_head=dict(
+        double_norm=True, mask_padding=False, proposal_sizes=(0.8, 0.4, 0.2, 0.1, 0.05)
+    ),
+)

@@ -1,0 +1,10 @@
+_base_ = './upernet_fastitpn-base-itpn-clip-l_tpn_8xb2-amp-160k_ade20k-512x512.py'
+
+pretrained = 'work_dirs/itpn-clip-l_fastitpn-tiny-p16_8xb256-amp-coslr-1600e_in1k/epoch_1600.pth'
+model = dict(
+    backbone=dict(arch='tiny', init_cfg=dict(checkpoint=pretrained)),
+    neck=dict(in_channels=(96, 192, 384), init_cfg=dict(checkpoint=pretrained)),
+    decode_head=dict(in_channels=[352, 448, 640, 640]),
+    auxiliary_head=dict(in_channels=640),
+)
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.8))
