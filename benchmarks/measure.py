@@ -125,9 +125,9 @@ def machine_facts(device: str) -> dict:
     return facts
 
 
-def run_fresh(arguments: list[str]) -> str:
-    """Run this project's `benchmarks.memory` in a new process and return what it prints."""
-    command = [sys.executable, '-m', 'benchmarks.memory', *arguments]
+def run_fresh(arguments: list[str], module: str = 'benchmarks.memory') -> str:
+    """Run a module of this project in a new process and return what it prints."""
+    command = [sys.executable, '-m', module, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f'`{" ".join(command)}` failed:\n{done.stderr.strip()}')
