@@ -1,6 +1,10 @@
 # A small model on 128-pixel tiles of one picture of nuclei: minutes on two cores. See
 # tools/demo.sh.
-_base_ = ['../_base_/models/mask-rcnn_hivit-base_tpn.py', 'mmdet::_base_/default_runtime.py']
+_base_ = [
+    '../_base_/models/mask-rcnn_hivit-base_tpn.py',
+    '../_base_/datasets/nuclei.py',
+    'mmdet::_base_/default_runtime.py',
+]
 
 pretrained = 'work_dirs/demo/pretrain/epoch_24.pth'
 model = dict(
@@ -37,62 +41,6 @@ model = dict(
     ),
     train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
 )
-
-data_root = 'data/demo/nuclei/'
-metainfo = dict(classes=('nucleus',))
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']
-    ),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=(128, 128), keep_ratio=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='CocoDataset',
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file='annotations/train.json',
-        data_prefix=dict(img='train/'),
-        filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='CocoDataset',
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file='annotations/val.json',
-        data_prefix=dict(img='val/'),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
-test_dataloader = val_dataloader
-val_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'annotations/val.json', metric=['bbox', 'segm']
-)
-test_evaluator = val_evaluator
 
 max_epochs = 24
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)

@@ -1,29 +1,6 @@
-# Runtime of mmseg, and loops of 160k iterations. The file of mmseg itself cannot be a base: one of
-# the two stacks does not resolve `mmseg::`.
-default_scope = 'mmseg'
-env_cfg = dict(
-    cudnn_benchmark=True,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
-)
-vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
-log_processor = dict(by_epoch=False)
-log_level = 'INFO'
-load_from = None
-resume = False
+# Loops of 160k iterations.
+_base_ = '../segmentation_runtime.py'
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
-)
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]
 # The rates are for 8 GPUs x 2 images; `--auto-scale-lr` adapts them to another batch.
 auto_scale_lr = dict(enable=False, base_batch_size=16)
