@@ -22,6 +22,7 @@ from demo_data import aerial as data_set  # noqa: E402
 from demo_run import aerial as study  # noqa: E402
 from demo_run import aerial_plan as plan  # noqa: E402
 from demo_run import aerial_report as report  # noqa: E402
+from demo_run.chains import SEEDS  # noqa: E402
 from demo_run.steps import StepError  # noqa: E402
 
 from .test_configs import AERIAL, PRETRAINING, read  # noqa: E402
@@ -124,10 +125,10 @@ def test_a_step_and_a_validation(name, tmp_path, request):
 
 def test_plan_compares_pairs_of_seeds():
     names = list(plan.costs('detection', compare=True))
-    assert len(names) == 2 * 2 * len(plan.SEEDS) * 2
+    assert len(names) == 2 * 2 * len(SEEDS) * 2
     assert 'dino-scratch-seed2/train' in names and 'faster-rcnn-pretrained-seed0/evaluate' in names
     # The first seed is through before the second begins: an interrupted study still compares.
-    assert [seed for *_, seed in plan.chains('detection', True)] == sorted([*plan.SEEDS] * 4)
+    assert [seed for *_, seed in plan.chains('detection', True)] == sorted([*SEEDS] * 4)
     assert plan.chains('rotated', False) == [('rotated-faster-rcnn', 'pretrained', 0)]
     assert set(plan.chains('detection', False)) <= set(plan.chains('detection', True))
 
@@ -197,7 +198,7 @@ def test_command_runs_what_is_planned(tmp_path, monkeypatch, capsys):
     seen = {}
     last = tmp_path / 'last_checkpoint'
     last.write_text('weights.pth')
-    monkeypatch.setattr(demo_aerial, 'prepare', lambda *args: seen.update(prepare=args))
+    monkeypatch.setattr(demo_aerial, 'prepare_study', lambda *args: seen.update(prepare=args))
     monkeypatch.setattr(demo_aerial, 'last_checkpoint', lambda: last)
 
     def fake_parallel(commands, jobs, logs, progress):
@@ -211,7 +212,7 @@ def test_command_runs_what_is_planned(tmp_path, monkeypatch, capsys):
     command = ['detection', '--compare', '--jobs', '2', '--work-dir', str(tmp_path / 'work')]
     assert demo_aerial.main(command) == 0
     assert 'table' in capsys.readouterr().out and old.exists()
-    assert seen['prepare'] == ('detection', False) and seen['jobs'] == 2
+    assert seen['prepare'] == ('aerial', False) and seen['jobs'] == 2
     assert len(seen['commands']) == 12
     words = seen['commands']['dino-scratch-seed2'][1:]
     assert words[:5] == ['tools/demo_aerial_chain.py', 'detection', 'dino', 'scratch', '2']
@@ -222,7 +223,7 @@ def test_command_runs_what_is_planned(tmp_path, monkeypatch, capsys):
     def fail(*args):
         raise StepError('step broke')
 
-    monkeypatch.setattr(demo_aerial, 'prepare', fail)
+    monkeypatch.setattr(demo_aerial, 'prepare_study', fail)
     assert demo_aerial.main(command) == 1
     assert capsys.readouterr().err == 'demo: step broke\n'
 
@@ -235,7 +236,7 @@ def test_command_runs_what_is_planned(tmp_path, monkeypatch, capsys):
         (['rotated', '--work-dir'], 'needs a folder'),
         (['rotated', '--jobs', '0'], '--jobs needs a number'),
         (['detection', '--jobs'], '--jobs needs a number'),
-        (['--jobs', '2'], '--jobs is for detection and rotated'),
+        (['--jobs', '2'], '--jobs is not for nuclei'),
     ],
 )
 def test_wrong_argument_is_told_before_the_set_up(arguments, message):
@@ -251,7 +252,15 @@ def test_help_tells_all_demos():
         ['bash', 'tools/demo.sh', '--help'], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0
-    for word in ('nuclei', 'detection', 'rotated', '--compare', '--jobs', '--work-dir'):
+    for word in (
+        'nuclei',
+        'detection',
+        'rotated',
+        'segmentation',
+        '--compare',
+        '--jobs',
+        '--work-dir',
+    ):
         assert word in done.stdout
     assert done.stdout.rstrip().endswith('can be run alone.') and 'set -' not in done.stdout
 

@@ -21,6 +21,7 @@ from demo_run import aerial_pictures as pictures  # noqa: E402
 from demo_run import aerial_plan as plan  # noqa: E402
 from demo_run import aerial_report as report  # noqa: E402
 from demo_run import aerial_scenes as scenes  # noqa: E402
+from demo_run.chains import chain_folder  # noqa: E402
 
 from .test_demo import has_colour  # noqa: E402
 
@@ -156,7 +157,7 @@ def finished(tmp_path, monkeypatch):
             value = (30.0, 32.0, 37.0)[seed] - (10 + seed if triple[1] == 'scratch' else 0)
             write_chain(
                 name,
-                tmp_path / name / plan.chain_folder(*triple),
+                tmp_path / name / chain_folder(*triple),
                 dict.fromkeys(task.metrics.values(), value),
                 [1, 2, 3, 4] if name == 'detection' else patches,
             )

@@ -64,6 +64,19 @@ def last_checkpoint() -> Path:
     return PRETRAINED / 'pretrain' / 'last_checkpoint'
 
 
+def prepare_study(data: str, smoke: bool) -> None:
+    """Data of a study; and the demo's pre-training unless it was run, or is not needed.
+
+    Raises:
+        StepError: A step failed.
+    """
+    demo = Demo(PRETRAINED, compare=False, smoke=False)
+    demo.steps.total = 2
+    demo.prepare(data)
+    if not smoke and not last_checkpoint().exists():
+        demo.pretrain()
+
+
 class Demo:
     """The steps in their order.
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from demo import DATA, PRETRAINED, Demo, last_checkpoint
 from demo_data.archives import fetch_all
 from demo_data.nuclei import PACKAGE
-from demo_digits import cores
 from demo_run.acceleration_plan import PARTS, TRAINED, chain_name, chains, costs
 from demo_run.acceleration_strip import NAME as STRIP
 from demo_run.acceleration_strip import write_strip
-from demo_run.parallel import Progress, run_parallel
+from demo_run.parallel import Progress, cores, run_parallel
 from demo_run.steps import ROOT, StepError, clock
 
 

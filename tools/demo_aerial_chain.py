@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from demo_run.aerial import Chain
-from demo_run.aerial_plan import SEEDS, STARTS, STUDIES
+from demo_run.aerial_plan import STUDIES
+from demo_run.chains import SEEDS, STARTS
 from demo_run.steps import ROOT
 
 

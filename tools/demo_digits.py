@@ -7,22 +7,16 @@ sets up the environment and runs this; see there.
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
 from pathlib import Path
 
 from demo_run.digits_plan import PRETRAINED, STARTS, chains, costs
-from demo_run.parallel import Progress, run_parallel
+from demo_run.parallel import Progress, cores, run_parallel
 from demo_run.steps import ROOT, StepError, Steps, clock
 
 DATA = ROOT / 'data/demo/digits'
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def run(work: Path, jobs: int, smoke: bool) -> None:

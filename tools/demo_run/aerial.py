@@ -4,7 +4,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from .aerial_plan import STUDIES, chain_folder, chain_name
+from .aerial_plan import STUDIES
+from .chains import chain_folder, chain_name
 from .runs import initial_weights, make_tester, study_options, train
 from .steps import ROOT, digest, digest_files, find_config
 from .tasks import Tasks

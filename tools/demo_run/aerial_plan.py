@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .chains import all_chains, all_costs
+
 
 @dataclass(frozen=True)
 class Detector:
@@ -70,35 +72,14 @@ STUDIES = {
         validates=False,
     ),
 }
-STARTS = {'pretrained': 'pre-trained', 'scratch': 'from scratch'}
-SEEDS = (0, 1, 2)
-EVALUATION_SECONDS = 30.0
 
 
 def chains(study: str, compare: bool) -> list[tuple[str, str, int]]:
     """All triples of a detector, what it starts from, and a seed."""
-    return [
-        (detector, start, seed)
-        for seed in (SEEDS if compare else SEEDS[:1])
-        for start in (STARTS if compare else ('pretrained',))
-        for detector in STUDIES[study].detectors
-    ]
-
-
-def chain_name(detector: str, start: str, seed: int) -> str:
-    """Name of such a triple: of its log, and the first part of the names of its tasks."""
-    return f'{detector}-{start}-seed{seed}'
-
-
-def chain_folder(detector: str, start: str, seed: int) -> str:
-    """Its folder under that of the study."""
-    return f'{detector}/{start}/seed{seed}'
+    return all_chains(STUDIES[study].detectors, compare)
 
 
 def costs(study: str, compare: bool) -> dict[str, float]:
     """Expected seconds of every task, by `<detector>-<start>-seed<seed>/<task>`."""
-    found = {}
-    for chain in chains(study, compare):
-        found[f'{chain_name(*chain)}/train'] = STUDIES[study].detectors[chain[0]].seconds
-        found[f'{chain_name(*chain)}/evaluate'] = EVALUATION_SECONDS
-    return found
+    seconds = {name: detector.seconds for name, detector in STUDIES[study].detectors.items()}
+    return all_costs(seconds, compare)

@@ -7,8 +7,9 @@ from pathlib import Path
 from .acceleration_report import describe
 from .aerial import PREDICTIONS
 from .aerial_pictures import draw_curves, draw_tiles, draw_whole
-from .aerial_plan import STARTS, STUDIES, Study, chain_folder, chains
+from .aerial_plan import STUDIES, Study, chains
 from .aerial_scenes import Scene, read_corners, read_tiles, stitch
+from .chains import STARTS, chain_folder
 from .results import describe_machine, newest
 from .steps import ROOT
 

@@ -18,6 +18,11 @@ STATUS_SECONDS = 10
 ITERATION = re.compile(r'Iter\(train\) \[ *(\d+)/(\d+)\]')
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 class Progress:
     """Prints a line a task, and one now and then, with the time that is left.
 

@@ -96,6 +96,22 @@ def match_surest(scores: Sequence[float], ious: np.ndarray) -> dict[int, int]:
     return matches
 
 
+def by_image(
+    annotations: dict, predictions: Sequence[dict], threshold: float
+) -> tuple[dict[int, list], dict[int, list]]:
+    """Annotations, with packed RLE masks, and predictions of at least a score, by image."""
+    truths, founds = defaultdict(list), defaultdict(list)
+    for item in annotations['annotations']:
+        rle = item['segmentation']
+        if isinstance(rle['counts'], list):
+            rle = coco_mask.frPyObjects(rle, *rle['size'])
+        truths[item['image_id']].append({**item, 'segmentation': rle})
+    for item in predictions:
+        if item['score'] >= threshold:
+            founds[item['image_id']].append(item)
+    return truths, founds
+
+
 def draw_detections(
     annotations: dict, predictions: Sequence[dict], images: Path, threshold: float, path: Path
 ) -> None:
@@ -108,15 +124,7 @@ def draw_detections(
         threshold: Predictions of a lower score are left out.
         path: PNG to write.
     """
-    truths, founds = defaultdict(list), defaultdict(list)
-    for item in annotations['annotations']:
-        rle = item['segmentation']
-        if isinstance(rle['counts'], list):
-            rle = coco_mask.frPyObjects(rle, *rle['size'])
-        truths[item['image_id']].append({**item, 'segmentation': rle})
-    for item in predictions:
-        if item['score'] >= threshold:
-            founds[item['image_id']].append(item)
+    truths, founds = by_image(annotations, predictions, threshold)
     tiles = annotations['images']
     figure = Figure(figsize=(4 * len(tiles), 9.1), layout='constrained')
     rows = figure.subplots(2, len(tiles), squeeze=False)
@@ -126,12 +134,10 @@ def draw_detections(
         picture = np.asarray(Image.open(images / tile['file_name']).convert('RGB'))
         colours = [COLOURS[j % len(COLOURS)] for j in range(len(truth))]
         hits = set(matches.values())
-        _draw_tile(
-            above, picture, truth, [c if j in hits else WRONG for j, c in enumerate(colours)]
-        )
+        draw_tile(above, picture, truth, [c if j in hits else WRONG for j, c in enumerate(colours)])
         missed = len(truth) - len(hits)
         above.set_title(f'{tile["file_name"]}\nground truth: {len(truth)}, {missed} not found')
-        _draw_tile(
+        draw_tile(
             below,
             picture,
             found,
@@ -147,10 +153,22 @@ def draw_detections(
     figure.savefig(path, dpi=100, bbox_inches='tight', pad_inches=0.15)
 
 
-def _draw_tile(
-    axes: Axes, picture: np.ndarray, items: Sequence[dict], colours: Sequence[str]
+def draw_tile(
+    axes: Axes,
+    picture: np.ndarray,
+    items: Sequence[dict],
+    colours: Sequence[str],
+    masks_only: bool = False,
 ) -> None:
-    """Draw a tile with the outline and box of each item, and its score if it has one."""
+    """Draw a tile with the outline and box of each item, and its score if it has one.
+
+    Args:
+        axes: To draw on.
+        picture: (H, W, 3) uint8.
+        items: COCO annotations or results, with RLE masks.
+        colours: Of the items.
+        masks_only: Leave boxes and scores out.
+    """
     axes.imshow(picture, interpolation='bicubic')
     axes.set_axis_off()
     height, width = picture.shape[:2]
@@ -160,6 +178,8 @@ def _draw_tile(
         x, y = np.arange(-1, width + 1), np.arange(-1, height + 1)
         axes.contourf(x, y, mask, levels=[0.5, 1], colors=[colour], alpha=0.3)
         axes.contour(x, y, mask, levels=[0.5], colors=[colour], linewidths=1.8)
+        if masks_only:
+            continue
         left, top, w, h = item['bbox']
         axes.add_patch(
             Rectangle((left - 0.5, top - 0.5), w, h, fill=False, color=colour, linestyle='--')

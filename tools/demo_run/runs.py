@@ -11,17 +11,29 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def study_options(seed: int, epochs: int) -> dict[str, Any]:
-    """Config options of a training of a study, whose second schedule is a cosine over all of it.
+    """Config options of a training of a study that counts epochs."""
+    return {
+        **_common_options(seed, epochs),
+        'train_cfg.max_epochs': epochs,
+        'log_processor.by_epoch': False,  # its progress is counted in iterations
+    }
+
+
+def iteration_options(seed: int, iterations: int) -> dict[str, Any]:
+    """Config options of a training of a study that counts iterations."""
+    return {**_common_options(seed, iterations), 'train_cfg.max_iters': iterations}
+
+
+def _common_options(seed: int, length: int) -> dict[str, Any]:
+    """The second schedule is a cosine over all of the training.
 
     One thread loads the images and computes: as many trainings as there are cores run beside it.
     """
     options = {
         'randomness.seed': seed,
-        'train_cfg.max_epochs': epochs,
-        'param_scheduler.1.T_max': epochs,
-        'param_scheduler.1.end': epochs,
-        'default_hooks.checkpoint.interval': epochs,
-        'log_processor.by_epoch': False,  # its progress is counted in iterations
+        'param_scheduler.1.T_max': length,
+        'param_scheduler.1.end': length,
+        'default_hooks.checkpoint.interval': length,
     }
     for loader in LOADERS:
         options |= {f'{loader}.num_workers': 0, f'{loader}.persistent_workers': False}
