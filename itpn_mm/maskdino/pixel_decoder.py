@@ -97,7 +97,7 @@ class MaskDINOPixelDecoder(BaseModule):
         for level in range(num_extra_levels):
             channels = feat_channels if level else in_channels[-1]
             self.input_convs.append(ConvNorm(channels, feat_channels, kernel_size=3, stride=2))
-        self.level_embed = nn.Parameter(torch.empty(num_levels, feat_channels))
+        self.level_embed = nn.Parameter(torch.randn(num_levels, feat_channels))
         self.position = SinePositionalEncoding(num_feats=feat_channels // 2, normalize=True)
         self.layers = ModuleList(
             DeformableDetrTransformerEncoderLayer(
@@ -188,4 +188,8 @@ class MaskDINOPixelDecoder(BaseModule):
             encoded = extend_image(encoded, find_image(ratios, encoded.shape[-2:]))
         lateral = self.lateral(finest, ratios)
         encoded = F.interpolate(encoded, lateral.shape[-2:], mode='bilinear', align_corners=False)
-        return self.mask_features(self.fuse(lateral + encoded, ratios))
+        features = self.mask_features(self.fuse(lateral + encoded, ratios))
+        if ratios is None:
+            return features
+        # points next to the border see what is behind it: nothing, as without padding
+        return features * find_image(ratios, features.shape[-2:])[:, None]
