@@ -21,6 +21,7 @@ import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
@@ -95,6 +96,8 @@ class Step:
         self.name, self.case = head, case
         torch.manual_seed(0)
         self.head = MODELS.build(head_config(head, case.queries, small)).to(case.device).train()
+        MMLogger.get_instance('benchmark', log_level='WARNING')  # or each parameter is a line
+        self.head.init_weights()
         height, width = case.size
         generator = torch.Generator().manual_seed(0)
         self.maps = [

@@ -126,11 +126,20 @@ class MaskDINOCriterion(nn.Module):
 
     @torch.no_grad()
     def match(self, outputs: Outputs, targets: Sequence[Target]) -> Pairs:
-        """Pair queries and objects one to one, at the lowest cost, in each set by itself."""
+        """Pair queries and objects one to one, at the lowest cost, in each set by itself.
+
+        Raises:
+            FloatingPointError: Predictions are not finite.
+        """
         starts = first_objects(targets)
         found = []
         for image, target in enumerate(targets):
             costs = self.costs(outputs, image, target).cpu()
+            if not costs.isfinite().all():
+                raise FloatingPointError(
+                    f'predictions of image {image} of the batch are not finite, so that no query '
+                    'can be matched; lower the learning rate, or look at the images'
+                )
             for index, cost in enumerate(costs):
                 queries, objects = map(torch.from_numpy, linear_sum_assignment(cost))
                 found.append(
