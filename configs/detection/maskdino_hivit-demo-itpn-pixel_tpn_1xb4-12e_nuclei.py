@@ -48,6 +48,6 @@ model = dict(
     panoptic_fusion_head=dict(
         type='itpn_mm.MaskDINOFusionHead', num_things_classes=1, num_stuff_classes=0
     ),
-    train_cfg=dict(num_points=2048),
+    train_cfg=dict(num_points=1024),  # as many as a predicted mask has cells
     test_cfg=dict(panoptic_on=False, instance_on=True, max_per_image=40),
 )
