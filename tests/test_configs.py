@@ -29,6 +29,15 @@ DISTILLATION = [name for name in PRETRAINING if name.startswith('itpn-clip-')]
 PRETRAINING = [name for name in PRETRAINING if name not in DISTILLATION]
 # Detectors of the demo on aerial photographs, upright and rotated: test_demo_detection.py.
 AERIAL = [name for name in PATHS if name.endswith('_aerial')]
+# Those of MaskDINO: test_configs_maskdino.py; of UPerNet: test_configs_segmentation.py; both of the
+# demo: test_demo_segmentation.py.
+NUCLEI = [name for name in PATHS if re.match('(maskdino|upernet)_hivit-demo-', name)]
+MASKDINO = [name for name in PATHS if name.startswith('maskdino_') and name not in NUCLEI]
+SEGMENTATION = [
+    name
+    for name, path in PATHS.items()
+    if path.parent.name == 'segmentation' and name not in NUCLEI
+]
 # Other rotated ones, and Mask R-CNN on Fast-iTPN: test_configs_acceleration.py.
 ACCELERATION = [
     name
@@ -41,7 +50,7 @@ ACCELERATION = [
 UPRIGHT = [
     name
     for name, path in PATHS.items()
-    if path.parent.name == 'detection' and name not in (*ACCELERATION, *AERIAL)
+    if path.parent.name == 'detection' and name not in (*ACCELERATION, *AERIAL, *MASKDINO, *NUCLEI)
 ]
 DETECTION = [name for name in UPRIGHT if re.match('mask-rcnn_hivit-.*-itpn-pixel_', name)]
 CLASSIFICATION = [name for name, path in PATHS.items() if path.parent.name == 'classification']
@@ -63,8 +72,9 @@ DATA_ROOTS = {
     'objects365v1': 'data/Objects365/Obj365_v1/',
     'nuclei': 'data/demo/nuclei/',
     'dota': 'data/split_ss_dota/',
+    'ade20k': 'data/ade/ADEChallengeData2016',
 }
-HOSTS = {'detection': 'mmdet', 'rotated_detection': 'mmrotate'}
+HOSTS = {'detection': 'mmdet', 'rotated_detection': 'mmrotate', 'segmentation': 'mmseg'}
 
 
 def read(name: str) -> Config:
@@ -102,6 +112,7 @@ def test_the_list_of_configs():
     # `classification` and `demo` have tests of their own: test_configs_classification.py and
     # test_demo_digits.py.
     tested = {*PRETRAINING, *DISTILLATION, *UPRIGHT, *ACCELERATION, *CLASSIFICATION, *DEMO, *AERIAL}
+    tested |= {*MASKDINO, *SEGMENTATION, *NUCLEI}
     assert tested == set(PATHS), 'a folder without tests'
     for arch in ('tiny', 'small', 'base', 'large'):
         for epochs in (300, 400, 800, 1600):

@@ -19,6 +19,14 @@ from PIL import Image
 
 from itpn_mm.backbones import HiViT
 
+from .tiny_segmentation import (
+    is_maskdino,
+    shrink_maskdino,
+    shrink_segmentor,
+    shrink_trunk,
+    use_segments,
+    write_panoptic,
+)
 from .tiny_teachers import shrink_teacher
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +35,7 @@ WIDTHS = (
     'out_channels',
     'stage_channels',
     'feat_channels',
+    'channels',
     'conv_out_channels',
     'fc_out_channels',
     'feedforward_channels',
@@ -39,6 +48,8 @@ DISTILL_DIVISOR = 8  # a width of 384 has to stay a multiple of 16
 COCO_DIVISOR = 8  # of the sizes in the pipelines
 # Queries are 256 wide, and mmcv's deformable attention takes at least 4 channels of a head.
 DINO_DIVISOR = 8
+# Groups of its norms are 32, one channel each.
+MASKDINO_DEMO_DIVISOR = 2
 DOTA_DIVISOR = 4  # anchors of stride 16 lie inside the picture, or they would not train
 # A picture of acceleration has several windows of this side, of several tokens.
 WINDOW, WINDOWS_DIVISOR = 4, 4
@@ -55,9 +66,16 @@ def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
     divisor, whole = DEMO_DIVISOR if 'demo' in name else DIVISOR, cfg.model
     if whole.type == 'itpn_mm.iTPNDistill':
         divisor = DISTILL_DIVISOR
+    elif is_maskdino(cfg.model):
+        divisor = MASKDINO_DEMO_DIVISOR if 'demo' in name else DINO_DIVISOR
     elif cfg.model.type == 'itpn_mm.DINO' and 'demo' not in name:
         divisor = DINO_DIVISOR
     cfg.model = _shrink_model(cfg.model.to_dict(), divisor)
+    full_size = name.endswith(('_coco', '_coco-panoptic', '_objects365v1')) or '_ade20k-' in name
+    if is_maskdino(cfg.model):
+        shrink_maskdino(cfg.model, divisor)
+    if cfg.model.type == 'EncoderDecoder':
+        shrink_segmentor(cfg.model, COCO_DIVISOR if full_size else 2)
     accelerated = cfg.model.get('backbone', {}).get('type') == 'itpn_mm.TokenMigration'
     if accelerated:
         _shrink_acceleration(cfg.model.backbone)
@@ -85,14 +103,19 @@ def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
         _use_classes(cfg, work_dir)
     elif 'itpn-pixel_hivit' in name and not name.startswith('mask-rcnn'):
         _use_photographs(cfg, work_dir)
+    elif cfg.default_scope == 'mmseg':
+        use_segments(cfg, work_dir)
+        _shrink_loaders(cfg, COCO_DIVISOR if full_size else 1)
     elif cfg.default_scope == 'mmrotate':
         _use_rotated(cfg, work_dir, DOTA_DIVISOR if name.endswith('_dota') else 1)
     else:
         coco_divisor = WINDOWS_DIVISOR if accelerated else COCO_DIVISOR
-        full_size = name.endswith(('_coco', '_objects365v1'))
         _use_instances(cfg, work_dir, coco_divisor if full_size else 1)
-    cfg.train_cfg.max_epochs = 1
-    cfg.train_cfg.pop('val_interval', None)
+    if cfg.train_cfg.get('type') == 'IterBasedTrainLoop':
+        cfg.train_cfg.update(max_iters=1, val_interval=1, dynamic_intervals=None)
+    else:
+        cfg.train_cfg.max_epochs = 1
+        cfg.train_cfg.pop('val_interval', None)
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f'{name}_{work_dir.name}'
     cfg.log_level = 'ERROR'
@@ -128,6 +151,8 @@ def plain_text() -> Iterator[None]:
 
 def _shrink_model(value: Any, divisor: int, key: str = '') -> Any:
     if isinstance(value, dict):
+        if value.get('type') in ('ResNet', 'SwinTransformer'):
+            return shrink_trunk(value, divisor)
         return {k: _shrink_model(v, divisor, k) for k, v in value.items()}
     if key == 'arch' and isinstance(value, str):
         return _shrink_model(HiViT.arch_zoo[value], divisor)
@@ -249,14 +274,23 @@ def _use_instances(cfg: Config, work_dir: Path, divisor: int) -> None:
     root = work_dir / 'instances'
     for loader in ('train_dataloader', 'val_dataloader'):
         part = cfg[loader].dataset
-        classes = part.get('metainfo', DATASETS.get(part.type).METAINFO)['classes']
-        write_coco(root / part.ann_file, root / part.data_prefix.img, classes)
+        known = part.get('metainfo', DATASETS.get(part.type).METAINFO)
+        ann_file = root / part.ann_file
+        if part.type == 'CocoPanopticDataset':
+            write_panoptic(root, part, known)
+            ann_file = ann_file.with_name(part.ann_file.replace('panoptic_', 'instances_'))
+        write_coco(ann_file, root / part.data_prefix.img, known['classes'])
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         cfg[key].dataset = _replace_root(cfg[key].dataset.to_dict(), old, f'{root}')
+    _shrink_loaders(cfg, divisor)
+    for key in ('val_evaluator', 'test_evaluator'):
+        cfg[key] = _replace_root(cfg[key], old, f'{root}')
+
+
+def _shrink_loaders(cfg: Config, divisor: int) -> None:
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         cfg[key].dataset.pipeline = _scale_pipeline(cfg[key].dataset.pipeline, divisor)
         _set_loader(cfg[key], 2 if key == 'train_dataloader' else 1)
-    for key in ('val_evaluator', 'test_evaluator'):
-        cfg[key] = _replace_root(cfg[key].to_dict(), old, f'{root}')
 
 
 def _use_rotated(cfg: Config, work_dir: Path, divisor: int) -> None:
