@@ -61,7 +61,7 @@ def class_map(nuclei: np.ndarray, width: int = BORDER_WIDTH) -> np.ndarray:
     """
     height, columns = nuclei.shape
     beyond = -1
-    padded = np.pad(nuclei, width, constant_values=beyond)
+    padded = np.pad(nuclei.astype(np.int64), width, constant_values=beyond)
     border, unknown = np.zeros((2, *nuclei.shape), bool)
     for dy, dx in product(range(-width, width + 1), repeat=2):
         if dy**2 + dx**2 > width**2:
