@@ -278,7 +278,7 @@ def _use_instances(cfg: Config, work_dir: Path, divisor: int) -> None:
         ann_file = root / part.ann_file
         if part.type == 'CocoPanopticDataset':
             write_panoptic(root, part, known)
-            ann_file = ann_file.with_name(part.ann_file.replace('panoptic_', 'instances_'))
+            ann_file = root / part.ann_file.replace('panoptic_', 'instances_')
         write_coco(ann_file, root / part.data_prefix.img, known['classes'])
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         cfg[key].dataset = _replace_root(cfg[key].dataset.to_dict(), old, f'{root}')

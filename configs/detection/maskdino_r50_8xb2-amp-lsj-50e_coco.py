@@ -20,6 +20,10 @@ model = dict(
     ),
     test_cfg=dict(_delete_=True, panoptic_on=False, instance_on=True, max_per_image=100),
 )
+# mmdet's config still names the folder of panoptic annotations.
+train_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='train2017/')))
+val_dataloader = dict(dataset=dict(data_prefix=dict(_delete_=True, img='val2017/')))
+test_dataloader = val_dataloader
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     loss_scale='dynamic',
