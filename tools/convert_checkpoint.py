@@ -4,6 +4,7 @@ Converting is not needed to load a file: `init_cfg=dict(type='Pretrained', check
 `load_from` take either layout. It is useful to see what a file is (`--inspect`), to get a small
 safetensors file out of a training checkpoint, to give a model to users of the authors' code, to
 add the parameters of an acceleration, and the one way to load a file that needs unpickling.
+Released MaskDINO weights (detectron2's names) are read, too.
 """
 
 import argparse
@@ -49,6 +50,11 @@ def parse_args() -> argparse.Namespace:
         metavar='SETTING',
         help='add the parameters of TokenMigration in their initial state: %(choices)s',
     )
+    parser.add_argument(
+        '--host',
+        choices=('mmdet', 'mmseg'),
+        help='for which package a MaskDINO is wanted (default: mmdet for two stages, else mmseg)',
+    )
     parser.add_argument('--window-size', type=int, help='of the acceleration, in tokens')
     args = parser.parse_args()
     if args.inspect == (args.dst is not None):
@@ -63,7 +69,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     try:
-        checkpoint = open_checkpoint(args.src, trust=args.trust, ema=args.ema)
+        checkpoint = open_checkpoint(args.src, trust=args.trust, ema=args.ema, host=args.host)
         checkpoint = select_part(checkpoint, args.part)
         if args.accelerate:
             size = {} if args.window_size is None else dict(window_size=args.window_size)

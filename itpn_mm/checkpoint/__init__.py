@@ -4,7 +4,8 @@ from .architecture import inspect
 from .hooks import resize_on_load, resize_positions
 from .io import LoadReport, read_checkpoint, read_file
 from .pretrained import PretrainedModule, load_pretrained
-from .remap import RemapReport, remap
+from .remap import remap
+from .report import RemapReport
 from .snippet import config_text, model_config
 
 __all__ = [

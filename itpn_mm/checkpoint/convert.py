@@ -13,12 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .io import is_half, read_checkpoint
-from .remap import RemapReport, remap, with_parts
+from .maskdino import READ_ONLY, head_part, rename_head
+from .maskdino_config import untold
+from .remap import remap, with_parts
+from .report import RemapReport
 from .snippet import config_text, model_config, task_of
 
 PARTS = dict(all='', backbone='backbone.', pyramid='neck.')
 _ACCELERATION = 'backbone.acceleration.'
 FORMATS = ('pth', 'safetensors')
+_LAYOUTS = dict(authors='the layout of the authors', maskdino="the layout of MaskDINO's authors")
+_HOSTS = dict(panoptic_head='mmdet', decode_head='mmseg')  # whose model has this part
 _TASKS = dict(
     pixel='pre-training with pixels',
     clip='pre-training with CLIP',
@@ -47,17 +52,24 @@ class Checkpoint:
 
     @property
     def released(self) -> bool:
-        """Whether the file has the names of the authors."""
+        """Whether the file has the names of the authors of iTPN."""
         return self.report.layout == 'authors'
 
     def config(self, path: object | None = None) -> str:
         """The config that builds the model and loads it from ``path``, by default the source."""
-        return config_text(self.state, path or self.source, self.released, self.acceleration)
+        return config_text(
+            self.state,
+            path or self.source,
+            self.released,
+            self.acceleration,
+            self.report.arguments,
+        )
 
     def summary(self) -> str:
         """What the file is: layout, model, parts and types."""
-        layout = 'the layout of the authors' if self.released else 'our layout'
-        lines = [f'{self.source}: {layout}, {_TASKS[task_of(self.state, self.released)]}']
+        layout, head = _LAYOUTS.get(self.report.layout, 'our layout'), head_part(self.state)
+        task = _TASKS[task_of(self.state, self.released)]
+        lines = [f'{self.source}: {layout}, {f"MaskDINO for {_HOSTS[head]}" if head else task}']
         parts: dict[str, list[Tensor]] = {}
         for name, tensor in self.state.items():
             parts.setdefault(name.split('.')[0], []).append(tensor)
@@ -71,28 +83,44 @@ class Checkpoint:
                 '  accelerated; a file does not tell `ratio` and `schedule` of TokenMigration, and '
                 '`window_size` only with `rel_pos_bias`'
             )
+        if head and (points := untold(self.state, head, self.report.layout == 'maskdino')):
+            lines.append(f'  a file does not tell {points}')
         return '\n'.join(lines)
 
 
-def open_checkpoint(source: str | Path, *, trust: bool = False, ema: bool = False) -> Checkpoint:
+def open_checkpoint(
+    source: str | Path, *, trust: bool = False, ema: bool = False, host: str | None = None
+) -> Checkpoint:
     """Read a file of the authors or ours.
 
     Args:
         source: A local file.
+        host: ``'mmdet'`` or ``'mmseg'``, for which a MaskDINO is wanted; by default as its authors
+            use it, two stages in mmdet and one in mmseg.
         trust: See :func:`itpn_mm.checkpoint.read_checkpoint`.
         ema: See :func:`itpn_mm.checkpoint.read_checkpoint`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It cannot be read, or is of another architecture.
+        ValueError: It cannot be read, is of another architecture, or ``host`` is given and it is no
+            MaskDINO.
     """
-    state, report = remap(read_checkpoint(source, trust=trust, ema=ema))
+    state = read_checkpoint(source, trust=trust, ema=ema)
+    try:
+        state, report = remap(state)
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from error
     report.raise_if_unexplained(source)
     if report.layout == 'unknown':
         raise ValueError(
             f'{source}: neither a file of the authors nor of itpn_mm; '
             f'it starts with {next(iter(state))}'
         )
+    if host is not None:
+        if head_part(state) is None:
+            raise ValueError(f'{source}: holds no MaskDINO, and nothing else differs by package')
+        part = next(part for part, name in _HOSTS.items() if name == host)
+        state, report = rename_head(state, report, part)
     return Checkpoint(str(source), with_parts(state), report)
 
 
@@ -135,8 +163,8 @@ def accelerate(checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> Checkpoi
         raise ValueError(f'{source}: has the parameters of an acceleration already')
     config = model_config(state, source, checkpoint.released, dict(arguments))
     config = config.get('model', config)
-    if 'backbone' not in config:
-        raise ValueError(f'{source}: holds no backbone')
+    if not config.get('backbone', {}).get('type', '').startswith('itpn_mm.'):
+        raise ValueError(f'{source}: holds no backbone of itpn_mm')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same file each time
         built = MODELS.build(config['backbone']).state_dict()
@@ -167,10 +195,12 @@ def convert(
         the file's.
 
     Raises:
-        ValueError: There are names that the authors' models do not have.
+        ValueError: There are names that the authors' models do not have, or it is a MaskDINO's.
     """
     state, report = checkpoint.state, checkpoint.report
     if to == 'authors':
+        if report.layout == 'maskdino' or head_part(state):
+            raise ValueError(f'{checkpoint.source}: {READ_ONLY}')
         state, report = remap(state, to='authors')
         report.raise_if_unexplained(checkpoint.source)
     kind = torch.float16 if half else torch.float32

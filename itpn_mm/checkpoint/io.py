@@ -17,12 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .remap import shorten
+from .report import shorten
 
 # Where training scripts put the weights: mmengine and the authors' mmdet, their own scripts,
 # DeepSpeed. Beside the model, some keep an exponential moving average of it (timm, mmengine).
 CONTAINERS = ('state_dict', 'model', 'module')
 EMA_CONTAINERS = ('model_ema', 'ema_state_dict')
+
+# How torch.save began before its files were archives: a pickle of this number.
+_TORCH_LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[:13]
 
 # Beside the weights, checkpoints hold objects that reading weights does not need: the authors'
 # files their command line (argparse.Namespace), mmengine's its message hub (HistoryBuffer, whose
@@ -133,6 +136,11 @@ def read_file(path: str | Path, *, trust: bool = False, resumable: bool = False)
         raise ValueError(f'{path}: the file is {kind}, not weights; fetch the file itself')
     if path.suffix == '.safetensors' or head[8:10] == b'{"':
         return _read_safetensors(path)
+    if head.startswith(b'\x80') and not head.startswith(_TORCH_LEGACY):
+        raise ValueError(
+            f'{path}: a bare pickle, as .pkl files of detectron2 are: reading it could run any '
+            'code; if you trust its author, unpickle it yourself and `torch.save` its tensors'
+        )
     return _read_torch(path, head, trust, _RESUMABLE if resumable else _INERT)
 
 

@@ -7,16 +7,21 @@ a row for each level.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .remap import RemapReport, find_reason
+from .detectron2 import convert_backbone
+from .report import RemapReport, find_reason
 from .rules import SAME, Change, Rule, compile_template, fill_template
 
 State = Mapping[str, Tensor]
 
+HEAD_PARTS = ('panoptic_head', 'decode_head')  # of mmdet's detector, of mmseg's segmentor
+READ_ONLY = "a MaskDINO is not written with its authors' names, only read"
 HEADS, POINTS = 8, 4  # of deformable attention in every released model
+_LEVELS = 'pixel_decoder.level_embed'
 _PIXEL_DECODER, _PREDICTOR = 'sem_seg_head.pixel_decoder', 'sem_seg_head.predictor'
 _DROPPED = {
     r'criterion\.empty_weight': 'class weights of the loss, which the config says',
@@ -31,7 +36,38 @@ _ALIASES = (
 
 def is_maskdino(state: State) -> bool:
     """Whether a state dict has the names of a released MaskDINO."""
-    return f'{_PREDICTOR}.class_embed.weight' in state
+    return f'{_PREDICTOR}._bbox_embed.layers.0.weight' in state
+
+
+def head_part(state: State) -> str | None:
+    """Name of the part of a state dict in our layout that is a MaskDINO's head."""
+    return next((part for part in HEAD_PARTS if f'{part}.{_LEVELS}' in state), None)
+
+
+def rename_head(
+    state: State, report: RemapReport, part: str
+) -> tuple[dict[str, Tensor], RemapReport]:
+    """Let a MaskDINO's head be another part: mmdet's is the `panoptic_head`, mmseg's the
+    `decode_head`, and either takes weights of one stage and of two.
+
+    Args:
+        state: In our layout.
+        report: How it came about.
+        part: The name.
+
+    Raises:
+        ValueError: The name is neither.
+    """
+    if part not in HEAD_PARTS:
+        raise ValueError(f'the part must be one of {HEAD_PARTS}, but got {part!r}')
+    old = f'{head_part(state)}.'
+
+    def place(name: str) -> str:
+        return f'{part}.{name.removeprefix(old)}' if name.startswith(old) else name
+
+    renamed = {theirs: place(ours) for theirs, ours in report.renamed.items()}
+    state = {place(name): tensor for name, tensor in state.items()}
+    return state, replace(report, renamed=renamed)
 
 
 def _flip(trailing: int) -> Change:
@@ -158,16 +194,17 @@ def from_maskdino(state: State) -> tuple[dict[str, Tensor], RemapReport]:
         in `report.arguments`.
 
     Raises:
-        ValueError: Two names that should hold the same differ, or the order of levels cannot be
-            told.
+        ValueError: Two names that should hold the same differ, the order of levels cannot be told,
+            or a tensor has not the shape that its name says.
     """
     report = RemapReport('maskdino')
     two_stage = f'{_PREDICTOR}.enc_output.weight' in state
     head = 'panoptic_head' if two_stage else 'decode_head'
     coarse_first, levels, extra = _levels(state)
     report.arguments = dict(double_norm=True, mask_padding=False)
-    if two_stage and not coarse_first:
-        report.arguments['proposal_sizes'] = tuple(0.05 * 2**i for i in reversed(range(levels)))
+    if two_stage:
+        sizes = [0.05 * 2**i for i in range(levels)]
+        report.arguments['proposal_sizes'] = tuple(sizes if coarse_first else reversed(sizes))
     rules = [
         (compile_template(rule.authors[0]), rule) for rule in _rules(coarse_first, levels, extra)
     ]
@@ -188,10 +225,12 @@ def from_maskdino(state: State) -> tuple[dict[str, Tensor], RemapReport]:
                 report.unexplained.append(name)
                 continue
             target = f'{head}.{fill_template(rule.ours, match.groupdict())}'
-            out[target] = rule.change.join((tensor,))
+            try:
+                out[target] = rule.change.join((tensor,))
+            except RuntimeError as error:
+                raise ValueError(f'`{target}` cannot be made of the checkpoint: {error}') from error
             report.renamed[name] = target
-    out |= _backbone(state, report)
-    return out, report
+    return out | convert_backbone(state, report), report
 
 
 def _original(name: str) -> str | None:
@@ -206,6 +245,8 @@ def _levels(state: State) -> tuple[bool, int, int]:
     """Whether the coarsest level comes first in the encoder, levels, and extra ones of them."""
     pattern = re.compile(rf'{re.escape(_PIXEL_DECODER)}\.input_proj\.(\d+)\.0\.weight')
     shapes = {int(m[1]): state[m[0]].shape for m in map(pattern.fullmatch, state) if m}
+    if not shapes:
+        raise ValueError(f'the checkpoint lacks `{_PIXEL_DECODER}.input_proj.*`')
     widths = [shapes[i][1] for i in sorted(shapes) if shapes[i][-1] == 1]
     if len(widths) > 1 and len(set(widths)) == 1:
         raise ValueError(
@@ -213,44 +254,3 @@ def _levels(state: State) -> tuple[bool, int, int]:
             'whether the finest or the coarsest comes first'
         )
     return widths[0] > widths[-1], len(shapes), len(shapes) - len(widths)
-
-
-_BOTTLENECK = re.compile(
-    r'backbone\.(?:stem\.(?P<stem>conv1)|res(?P<stage>[2-5])\.(?P<block>\d+)\.'
-    r'(?P<conv>conv[123]|shortcut))(?P<norm>\.norm)?\.(?P<leaf>\w+)'
-)
-
-
-def _backbone(state: State, report: RemapReport) -> dict[str, Tensor]:
-    """Names of mmdet's ResNet or SwinTransformer."""
-    parts = {name: tensor for name, tensor in state.items() if name.startswith('backbone.')}
-    if any(name.startswith('backbone.layers.') for name in parts):
-        from mmdet.models.backbones.swin import swin_converter
-
-        out = {}
-        for name, tensor in parts.items():
-            converted = swin_converter({name.removeprefix('backbone.'): tensor})
-            out |= converted
-            report.renamed[name] = next(iter(converted))
-        return out
-    out = {}
-    for name, tensor in parts.items():
-        match = _BOTTLENECK.fullmatch(name)
-        if match is None:
-            report.unexplained.append(name)
-            continue
-        place = 'backbone'
-        if not match['stem']:
-            place = f'backbone.layer{int(match["stage"]) - 1}.{match["block"]}'
-        conv = match['stem'] or match['conv']
-        if conv == 'shortcut':
-            module = f'downsample.{int(bool(match["norm"]))}'
-        else:
-            module = conv.replace('conv', 'bn') if match['norm'] else conv
-        report.renamed[name] = target = f'{place}.{module}.{match["leaf"]}'
-        out[target] = tensor
-        if match['leaf'] == 'running_var':
-            counter = f'{place}.{module}.num_batches_tracked'
-            out[counter] = torch.zeros((), dtype=torch.long)
-            report.created.append(counter)
-    return out

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .architecture import explain_mismatch, take_prefix
 from .hooks import resize_on_load, resize_positions
 from .io import LoadReport, read_checkpoint
-from .remap import find_reason, remap, shorten
+from .remap import remap
+from .report import find_reason, shorten
 
 MIN_LOADED_SHARE = 0.99
 

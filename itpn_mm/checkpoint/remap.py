@@ -3,15 +3,15 @@
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from itpn_mm.layers.position import TokenGrid
 
+from .maskdino import HEAD_PARTS, READ_ONLY, from_maskdino, head_part, is_maskdino
+from .report import RemapReport, find_reason
 from .rules import (
     AUTHORS_ONLY,
     OURS_ONLY,
@@ -24,67 +24,22 @@ from .rules import (
 
 State = Mapping[str, Tensor]
 
-
-@dataclass
-class RemapReport:
-    """What :func:`remap` did with every name.
-
-    Args:
-        layout: ``'authors'`` (a file of the authors), ``'itpn_mm'`` (ours) or ``'unknown'``.
-        renamed: New name of each name that was kept, also where it stays the same; several new
-            names of one are joined by commas.
-        dropped: Names left out on purpose, with the reason.
-        unexplained: Names that no rule knows; they are left out.
-        created: New names without an old one, such as the indices that the authors' models save.
-        arguments: Arguments of a model that its weights need and do not tell.
-    """
-
-    layout: str
-    renamed: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    unexplained: list[str] = field(default_factory=list)
-    created: list[str] = field(default_factory=list)
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-    def raise_if_unexplained(self, source: object) -> None:
-        """Refuse a file with unexplained names: what they hold would be lost.
-
-        Args:
-            source: The file, for the message.
-
-        Raises:
-            ValueError: There are such names.
-        """
-        if not self.unexplained:
-            return
-        if self.layout == 'authors':
-            looks, ask = 'looks like an iTPN file of the authors', 'is it another architecture?'
-        else:
-            looks, ask = 'cannot become a file of the authors', 'their models have no such part'
-        raise ValueError(
-            f'{source}: {looks}, but {len(self.unexplained)} of its names are unknown: '
-            f'{shorten(self.unexplained)}; {ask}'
-        )
-
-
-def shorten(names: Sequence[str], limit: int = 4) -> str:
-    """Join the first ``limit`` names and count the rest."""
-    text = ', '.join(names[:limit])
-    return text if len(names) <= limit else f'{text}, ... ({len(names)} in all)'
-
-
 # A merge gives the authors' files away, with the wrappers around them: DDP, a MIM encoder, an mmdet
 # or mmseg model.
 _AUTHORS_KEY = re.compile(
     r'(?P<wrapper>((module|encoder|backbone)\.)*)blocks\.\d+\.reduction\.weight'
 )
-_OUR_KEY = re.compile(r'(.+\.)?(merges\.0\.reduction\.weight|splits\.p\d+\.expand\.weight)')
+_OUR_KEY = re.compile(
+    r'(.+\.)?(merges\.0\.reduction\.weight|splits\.p\d+\.expand\.weight)|'
+    rf'({"|".join(HEAD_PARTS)})\.pixel_decoder\.level_embed'
+)
 _HEADS = ('rpn_head.', 'roi_head.', 'decode_head.', 'auxiliary_head.')
 
 
 def remap(state: State, to: str = 'ours') -> tuple[dict[str, Tensor], RemapReport]:
     """Bring a state dict into our layout, or into the authors'.
 
+    A released MaskDINO is recognised, too; see :func:`itpn_mm.checkpoint.maskdino.from_maskdino`.
     Most tensors are taken as they are; 1 x 1 convolutions are reshaped, and tensors that the
     authors hold apart are joined (or taken apart again). Both directions are exact, bit for bit.
 
@@ -100,7 +55,8 @@ def remap(state: State, to: str = 'ours') -> tuple[dict[str, Tensor], RemapRepor
 
     Raises:
         ValueError: A file of the authors has not exactly two merges, two names become one, one of
-            several tensors that make one is missing, or ``to`` is something else.
+            several tensors that make one is missing, ``to`` is something else, or a MaskDINO is to
+            get the authors' names.
     """
     if to not in ('ours', 'authors'):
         raise ValueError(f"`to` must be 'ours' or 'authors', but got {to!r}")
@@ -112,6 +68,11 @@ def remap(state: State, to: str = 'ours') -> tuple[dict[str, Tensor], RemapRepor
     wrapper = 'module.' if state and all(name.startswith('module.') for name in state) else ''
     renamed = {name: name.removeprefix(wrapper) for name in state}
     state = {renamed[name]: tensor for name, tensor in state.items()}
+    maskdino = is_maskdino(state)
+    if to == 'authors' and (maskdino or head_part(state)):
+        raise ValueError(READ_ONLY)
+    if maskdino:
+        return from_maskdino(state)
     if ours and to == 'authors':
         return _to_authors(state)
     return state, RemapReport('itpn_mm' if ours else 'unknown', renamed)
@@ -232,11 +193,6 @@ def _compile(dialect: Dialect) -> tuple[list, list]:
         [(compile_template(t), rule, i) for rule in rules for i, t in enumerate(rule.authors)],
         [(compile_template(rule.ours), rule, 0) for rule in rules],
     )
-
-
-def find_reason(name: str, reasons: Mapping[str, str]) -> str | None:
-    """The reason whose pattern matches the name, ``None`` if there is none."""
-    return next((why for pattern, why in reasons.items() if re.fullmatch(pattern, name)), None)
 
 
 def _replace_place(name: str, entries: Mapping[str, str]) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from .architecture import flatten, inspect, inspect_backbone, inspect_neck, square_grid, take_prefix
+from .maskdino import head_part
+from .maskdino_config import host_backbone, maskdino_model
 
 State = Mapping[str, Tensor]
 Config = dict[str, Any]
@@ -29,7 +31,7 @@ _BACKBONE_ARGUMENTS = (
 )
 # The heads of mmdet and mmseg models.
 _DOWNSTREAM_HEADS = {
-    'detection': ('rpn_head.', 'roi_head.', 'bbox_head.'),
+    'detection': ('rpn_head.', 'roi_head.', 'bbox_head.', 'panoptic_head.'),
     'segmentation': ('decode_head.', 'auxiliary_head.'),
 }
 
@@ -66,6 +68,7 @@ def model_config(
     checkpoint: object,
     released: bool = False,
     acceleration: Config | None = None,
+    arguments: Config | None = None,
 ) -> Config:
     """Config of the model that a state dict in our layout holds.
 
@@ -75,10 +78,12 @@ def model_config(
         released: Whether it comes from the authors; see :func:`task_of`.
         acceleration: Arguments of the TokenMigration around the backbone; ``None`` for what the
             tensors tell of one.
+        arguments: Of a MaskDINO's head, which its weights need and do not tell.
 
     Returns:
-        ``model`` and ``load_from`` of a pre-training model or classifier; ``backbone`` and
-        ``neck``, as far as they are there and each with its ``init_cfg``, of anything else.
+        ``model`` and ``load_from`` of a pre-training model, classifier or MaskDINO; ``backbone``
+        and ``neck``, as far as they are there and those of ours with ``init_cfg``, of anything
+        else.
     """
     task = task_of(state, released)
     found = inspect(state)
@@ -87,12 +92,23 @@ def model_config(
     if task in _MODELS:
         model = _MODELS[task](state)
         return dict(model=_accelerated(model, acceleration), load_from=str(checkpoint))
+    if head := head_part(state):
+        parts = {}
+        if found['backbone'] is not None:
+            parts['backbone'] = _backbone(found['backbone'])
+        if found['neck'] is not None:
+            parts['neck'] = _neck(found['neck'], found['backbone'])
+        parts = _accelerated(parts, acceleration)
+        model = maskdino_model(state, head, parts, arguments or {})
+        return dict(model=model, load_from=str(checkpoint))
     parts = {}
     # the authors' mmdet and mmseg models have the LayerNorms of torch
     common = dict(norm_eps=1e-5) if released and task in _DOWNSTREAM_HEADS else {}
     init_cfg = dict(init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint)))
     if found['backbone'] is not None:
         parts['backbone'] = _backbone(found['backbone']) | common | init_cfg
+    elif backbone := host_backbone(state):
+        parts['backbone'] = backbone
     if found['neck'] is not None:
         parts['neck'] = _neck(found['neck'], found['backbone'])
         if task == 'segmentation' and released:
@@ -114,13 +130,14 @@ def config_text(
     checkpoint: object,
     released: bool = False,
     acceleration: Config | None = None,
+    arguments: Config | None = None,
 ) -> str:
     """:func:`model_config` as the text of a config.
 
     A whole model stands as ``model = dict(...)``; a backbone and a pyramid as the lines that go
     into such a ``dict``.
     """
-    return format_config(model_config(state, checkpoint, released, acceleration))
+    return format_config(model_config(state, checkpoint, released, acceleration, arguments))
 
 
 def format_config(config: Config) -> str:
@@ -131,8 +148,10 @@ def format_config(config: Config) -> str:
 
 
 def _format(value: Any, indent: str = '') -> str:
-    if not isinstance(value, dict):
-        return repr(value)
+    if isinstance(value, list) and len(value) > 8 and len(set(value[:-1])) == 1:
+        return f'[{value[0]!r}] * {len(value) - 1} + [{value[-1]!r}]'
+    if not isinstance(value, dict) or not value:
+        return 'dict()' if value == {} else repr(value)
     inner = f'{indent}    '
     if set(value) in ({'type', 'checkpoint'}, {'embed_dims', 'depths', 'num_heads'}):
         return f'dict({", ".join(f"{k}={v!r}" for k, v in value.items())})'

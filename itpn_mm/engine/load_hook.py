@@ -10,11 +10,19 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner import BaseLoop, CheckpointLoader, Runner, find_latest_checkpoint
 from torch import Tensor, nn
 
-from ..checkpoint import LoadReport, PretrainedModule, read_file, remap, resize_positions
+from ..checkpoint import (
+    LoadReport,
+    PretrainedModule,
+    RemapReport,
+    read_file,
+    remap,
+    resize_positions,
+)
 from ..checkpoint.architecture import explain_mismatch, take_prefix
 from ..checkpoint.io import unwrap as take_state
+from ..checkpoint.maskdino import HEAD_PARTS, rename_head
 from ..checkpoint.pretrained import check_share, copy_shared_table, why_optional
-from ..checkpoint.remap import shorten
+from ..checkpoint.report import shorten
 from .ema_hook import unwrap
 
 # The Runner hands a path that starts with this to the function below instead of unpickling it.
@@ -64,9 +72,8 @@ def adapt_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
     """
     source = str(runner._load_from).removeprefix(SCHEME)
     original = take_state(checkpoint, source)
-    state, remapped = remap(original)
     if runner._resume:
-        if remapped.layout == 'authors':
+        if remap(original)[1].layout in ('authors', 'maskdino'):
             raise ValueError(
                 f'{source}: a run cannot be resumed from a file of the authors; '
                 'start from it: give it as `load_from` without `resume`'
@@ -74,13 +81,15 @@ def adapt_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
         return
     model = unwrap(runner.model)
     model = model.module if isinstance(model, BaseTTAModel) else model
-    parts = dict(_parts(model))
-    if not parts:
+    parts, evaluates = dict(_parts(model)), _evaluates(runner)
+    state, remapped = _to_ours(model, original, source)
+    if not parts and remapped.layout != 'maskdino':
         return
     remapped.raise_if_unexplained(source)
+    check_arguments(model, remapped, source, evaluates)
     report = LoadReport(type(model).__name__, source, ignored=dict(remapped.dropped))
     fit_state(model, parts, state, report)
-    if _evaluates(runner):
+    if evaluates:
         _require_all(report)
     print_log(
         str(report),
@@ -113,9 +122,12 @@ def load_trained(model: nn.Module, path: str) -> dict[str, Any]:
     """
     checkpoint = read_file(path)
     state, report = take_state(checkpoint, path), LoadReport(type(model).__name__, path)
-    if parts := dict(_parts(model)):
-        state, remapped = remap(state)
+    parts = dict(_parts(model))
+    ours, remapped = _to_ours(model, state, path)
+    if parts or remapped.layout == 'maskdino':
         remapped.raise_if_unexplained(path)
+        check_arguments(model, remapped, path, evaluates=True)
+        state = ours
         report.ignored.update(remapped.dropped)
     fit_state(model, parts, state, report)
     _require_all(report)
@@ -124,6 +136,59 @@ def load_trained(model: nn.Module, path: str) -> dict[str, Any]:
     model.load_state_dict({key: state[key] for key in report.loaded}, strict=False)
     meta = checkpoint.get('meta')
     return dict(meta) if isinstance(meta, Mapping) else {}
+
+
+def _to_ours(
+    model: nn.Module, state: Mapping[str, Tensor], source: str
+) -> tuple[dict[str, Tensor], RemapReport]:
+    """Our layout of a state dict, a released MaskDINO's with the name of the model's head."""
+    try:
+        state, report = remap(state)
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from error
+    part = _maskdino_head(model)
+    if report.layout == 'maskdino' and part is not None:
+        return rename_head(state, report, part)
+    return state, report
+
+
+def _maskdino_head(model: nn.Module) -> str | None:
+    heads = (part for part in HEAD_PARTS if hasattr(getattr(model, part, None), 'mask_padding'))
+    return next(heads, None)
+
+
+def check_arguments(model: nn.Module, report: RemapReport, source: str, evaluates: bool) -> None:
+    """See to it that a MaskDINO is built as its released weights need it, which no shape tells.
+
+    Args:
+        model: The model.
+        report: Of translating the names; other weights need nothing.
+        source: The checkpoint, for the message.
+        evaluates: A difference is an error, and not a warning: in training, weights adapt.
+
+    Raises:
+        ValueError: There is a difference.
+    """
+    part = _maskdino_head(model)
+    if part is None or not report.arguments:
+        return
+    head = getattr(model, part)
+    needed = dict(two_stage='proposal_sizes' in report.arguments, **report.arguments)
+    built = dict(
+        two_stage=head.predictor.two_stage,
+        double_norm=head.predictor.double_norm,
+        mask_padding=head.mask_padding,
+        proposal_sizes=head.predictor.proposal_sizes,
+    )
+    wrong = {name: value for name, value in needed.items() if built[name] != value}
+    if not wrong:
+        return
+    said = ', '.join(f'{name}={value}' for name, value in wrong.items())
+    given = ', '.join(f'{name}={built[name]}' for name in wrong)
+    message = f'{source}: released weights need `{part}` to have {said}, but it has {given}'
+    if evaluates:
+        raise ValueError(message)
+    print_log(message, 'current', logging.WARNING)
 
 
 def fit_state(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from itpn_mm.checkpoint.io import read_checkpoint
-from itpn_mm.checkpoint.remap import shorten
+from itpn_mm.checkpoint.report import shorten
 
 from .torchscript import is_torchscript, read_torchscript
 

@@ -1,8 +1,4 @@
 import os
-import runpy
-import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,24 +9,6 @@ from itpn_mm.checkpoint import read_checkpoint, remap
 from itpn_mm.registry import MODELS
 
 from .models import authors_state, save_authors
-
-TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
-
-
-@pytest.fixture
-def convert(monkeypatch, capsys):
-    """Runs the tool; gives what it printed, and the message if it refused."""
-
-    def run(*args) -> SimpleNamespace:
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])
-        error = None
-        try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        except SystemExit as end:
-            error = str(end.code)
-        return SimpleNamespace(stdout=capsys.readouterr().out, error=error)
-
-    return run
 
 
 @pytest.mark.parametrize('name, options', [('b.pth', ()), ('b.bin', ('--format', 'safetensors'))])

@@ -189,7 +189,7 @@ def test_moving_average(tmp_path, monkeypatch):
         read_checkpoint(write(tmp_path / 'b.pth', dict(model=STATE)), ema=True)
 
 
-def test_eight_kinds_of_damage_have_eight_causes(tmp_path):
+def test_nine_kinds_of_damage_have_nine_causes(tmp_path):
     """Each in one line that begins with the file."""
     whole = write(tmp_path / 'whole.pth', STATE).read_bytes()
     save_file(STATE, tmp_path / 'whole.safetensors')
@@ -204,7 +204,8 @@ def test_eight_kinds_of_damage_have_eight_causes(tmp_path):
         'cut.pth': (whole[: len(whole) // 2], 'the file is truncated'),
         'flipped.pth': (bytes(flipped), 'the file is damaged'),
         'cut.safetensors': (safe[:-100], 'not a whole safetensors file'),
-        'pickle.pth': (pickled, 'damaged, truncated or not a checkpoint'),
+        'pickle.pth': (pickled, 'a bare pickle'),
+        'text.pth': (b'learning rate: 0.1', 'damaged, truncated or not a checkpoint'),
     }
     causes = []
     for name, (content, cause) in cases.items():
@@ -219,7 +220,7 @@ def test_eight_kinds_of_damage_have_eight_causes(tmp_path):
     with pytest.raises(ValueError, match=r'resnet\.pth: no tensor fits HiViT') as error:
         load_pretrained(backbone(), str(tmp_path / 'resnet.pth'))
     causes.append(str(error.value))
-    assert len(set(causes)) == 8
+    assert len(set(causes)) == 9
 
 
 @pytest.mark.parametrize(
