@@ -89,19 +89,21 @@ class MaskDINOCriterion(nn.Module):
     def forward(self, outputs: Outputs, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Return the losses of all sets of predictions, by name; the same names every time."""
         with single_precision(outputs.mask_features.device):
+            # once, as another process may have no noisy queries
+            count = outputs.mask_features.new_tensor([sum(map(len, targets))], dtype=torch.float32)
+            count = reduce_mean(count).clamp(min=1)
             pairs = self.match(outputs, targets)
-            losses = self._named(
-                outputs.names, '', self.compare(outputs.matching, outputs, pairs, targets)
-            )
+            losses = self.compare(outputs.matching, outputs, pairs, targets, count)
+            losses = self._named(outputs.names, '', losses)
             if self.denoising_losses:
-                losses |= self._denoising(outputs, targets)
+                losses |= self._denoising(outputs, targets, count)
         return losses
 
-    def _denoising(self, outputs: Outputs, targets: Sequence[Target]) -> dict[str, Tensor]:
-        first = 0 if self.denoising_start else 1
-        kept = [
-            i for i, name in enumerate(outputs.names) if name != 'enc_' and (first, i) != (1, 1)
-        ]
+    def _denoising(
+        self, outputs: Outputs, targets: Sequence[Target], count: Tensor
+    ) -> dict[str, Tensor]:
+        left_out = {'enc_'} if self.denoising_start else {'enc_', 'd0.'}
+        kept = [i for i, name in enumerate(outputs.names) if name not in left_out]
         if outputs.noise is None:
             zeros = outputs.mask_features.new_zeros(len(kept))
             losses = dict.fromkeys(self.denoising_losses, zeros)
@@ -111,7 +113,7 @@ class MaskDINOCriterion(nn.Module):
                 outputs,
                 outputs.noise.pairs.of_sets(len(kept)),
                 targets,
-                outputs.noise.num_groups,
+                count * outputs.noise.num_groups,
                 self.denoising_losses,
             )
         return self._named([outputs.names[i] for i in kept], 'dn_', losses)
@@ -175,8 +177,7 @@ class MaskDINOCriterion(nn.Module):
                 masks=mask_embeds.float() @ features,
                 bboxes=bbox_cxcywh_to_xyxy(boxes.float()),
             )
-            # boxes are fractions already
-            meta = dict(img_shape=(1, 1))
+            meta = dict(img_shape=(1, 1))  # boxes are fractions already
             costs.append(sum(cost(queries, objects, img_meta=meta) for cost in self.match_costs))
         return torch.stack(costs)
 
@@ -186,7 +187,7 @@ class MaskDINOCriterion(nn.Module):
         outputs: Outputs,
         pairs: Pairs,
         targets: Sequence[Target],
-        num_groups: int = 1,
+        count: Tensor,
         losses: Sequence[str] = LOSSES,
     ) -> dict[str, Tensor]:
         """Losses (S,) of S sets of predictions whose pairs are known.
@@ -196,13 +197,11 @@ class MaskDINOCriterion(nn.Module):
             outputs: Where mask features and ratios are.
             pairs: Of all sets.
             targets: Of the images.
-            num_groups: Pairs that an object has in each set.
+            count: (1,), what losses are divided by.
             losses: Which to return.
         """
         device = outputs.mask_features.device
         labels = torch.cat([target.labels for target in targets])
-        count = torch.tensor([len(labels)], dtype=torch.float32, device=device)
-        count = reduce_mean(count).clamp(min=1) * num_groups
         slot = (pairs.sets, pairs.images, pairs.queries)
 
         out = dict(loss_cls=self._class_loss(predictions.cls_logits, slot, labels, pairs, count))
@@ -217,12 +216,9 @@ class MaskDINOCriterion(nn.Module):
         out |= dict(loss_bbox=box, loss_iou=iou)
 
         empty = torch.zeros(len(predictions.boxes), device=device)
-        return {
-            name: out[name]
-            if name == 'loss_cls'
-            else empty.index_add(0, pairs.sets, out[name]) / count
-            for name in losses
-        }
+        for name in out.keys() - {'loss_cls'}:  # from pairs to sets
+            out[name] = empty.index_add(0, pairs.sets, out[name]) / count
+        return {name: out[name] for name in losses}
 
     def _class_loss(
         self,
