@@ -41,7 +41,7 @@ MODELS = {
         SEMANTIC,
         'mIoU',
         1.0,
-        60.0,
+        110.0,
     ),
     'maskdino-semantic': Model(
         'MaskDINO, semantic',

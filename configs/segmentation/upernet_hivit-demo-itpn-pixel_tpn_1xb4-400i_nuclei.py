@@ -36,3 +36,11 @@ model = dict(
         loss_decode=dict(loss_weight=0.4, **loss),
     ),
 )
+
+max_iters = 400  # the border is learnt late
+train_cfg = dict(max_iters=max_iters, val_interval=100)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', T_max=max_iters, by_epoch=False, begin=0, end=max_iters),
+]
+default_hooks = dict(checkpoint=dict(interval=max_iters))
