@@ -1,4 +1,4 @@
-"""Functions for config files that put a backbone and its pyramid into a detector of another config.
+"""Functions for config files that put a backbone and its pyramid into a model of another config.
 
     _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 
@@ -27,8 +27,8 @@ PYRAMIDS = dict(hivit=dict(depth=2), fastitpn=dict(depth=1, bias=True))
 WIDTH = 256  # of their levels
 RGB_OF_IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 # Heads that read the maps, and say by strides which ones.
-HEADS = ('rpn_head', 'bbox_head', 'bbox_head_init', 'panoptic_head')
-COARSEST = 64  # level of DETR's kind of detector
+HEADS = ('rpn_head', 'bbox_head', 'bbox_head_init', 'panoptic_head', 'decode_head')
+FINEST, COARSEST = 4, 64  # levels of segmentors, and of DETR's kind of detector
 
 
 def swap_in(
@@ -41,7 +41,9 @@ def swap_in(
     neck: Mapping[str, Any] | None = None,
     **backbone: Any,
 ) -> dict:
-    """Replace backbone and neck of a detector; for `model = swap_in(_base_.model, ...)`.
+    """Replace backbone and neck of a detector or segmentor.
+
+    For `model = swap_in(_base_.model, ...)`.
 
     The pyramid gives maps of 256 channels at the strides which the heads are made for, and images
     are normalised as in the pre-training: RGB, ImageNet's mean and deviation.
@@ -90,15 +92,18 @@ def swap_in(
         if name in model:  # elsewhere mmengine would hand the mark on, as an argument
             part['_delete_'] = True
     if 'data_preprocessor' in model:
-        parts['data_preprocessor'] = dict(RGB_OF_IMAGENET)
-        if 'encoder' in model:  # boxes are fractions of maps, so all maps have to cover as much
-            parts['data_preprocessor']['pad_size_divisor'] = strides[-1]
+        parts['data_preprocessor'] = RGB_OF_IMAGENET | _padding(model, strides[-1])
+    if 'pretrained' in model:  # mmseg would hand it to the backbone
+        parts['pretrained'] = None
     width = parts['neck']['out_channels']
-    for name in HEADS:
-        channels = (model.get(name) or {}).get('in_channels')
-        taken = [width] * len(strides) if isinstance(channels, (list, tuple)) else width
-        if channels not in (None, taken):
-            parts[name] = dict(in_channels=taken)
+    for name in (*HEADS, 'auxiliary_head'):
+        changes = [_take_width(head, width, len(strides)) for head in _as_list(model.get(name))]
+        if not any(changes):
+            continue
+        if isinstance(model[name], Mapping):
+            [parts[name]] = changes
+        else:  # mmengine replaces lists as a whole
+            parts[name] = [{**head, **new} for head, new in zip(model[name], changes, strict=True)]
     return parts
 
 
@@ -132,10 +137,13 @@ def asked_strides(model: Mapping[str, Any]) -> tuple[int, ...]:
         ValueError: The config does not tell.
     """
     for name in HEADS:
-        head = model.get(name) or {}
-        for teller in (head.get('anchor_generator') or head.get('prior_generator') or {}, head):
-            if teller.get('strides'):
-                return tuple(s[0] if isinstance(s, (list, tuple)) else s for s in teller['strides'])
+        for head in _as_list(model.get(name)):
+            for teller in (head.get('anchor_generator') or head.get('prior_generator') or {}, head):
+                if teller.get('strides'):
+                    strides = teller['strides']
+                    return tuple(s[0] if isinstance(s, (list, tuple)) else s for s in strides)
+            if _is_maskdino(head) or _reads_pyramid(head, model.get('backbone') or {}):
+                return tuple(FINEST << level for level in range(len(head['in_channels'])))
     # A deformable encoder takes whatever levels its neck gives: the coarsest ones that there are.
     levels = (model.get('neck') or {}).get('num_outs')
     if 'encoder' in model and levels in (4, 5):
@@ -144,6 +152,40 @@ def asked_strides(model: Mapping[str, Any]) -> tuple[int, ...]:
         f'`strides` must be given: the config of {model.get("type")} does not tell which maps its '
         'heads read, such as strides=(8, 16, 32)'
     )
+
+
+def _is_maskdino(head: Mapping[str, Any]) -> bool:
+    return 'MaskDINO' in str(head.get('type')) and 'in_channels' in head
+
+
+def _reads_pyramid(head: Mapping[str, Any], backbone: Mapping[str, Any]) -> bool:
+    """Whether a head of mmseg reads four maps, each of half the size of the one before."""
+    dilated = set(backbone.get('dilations', ())) - {1}
+    return list(_as_list(head.get('in_index'))) == [0, 1, 2, 3] and not dilated
+
+
+def _padding(model: Mapping[str, Any], coarsest: int) -> dict:
+    """Sizes for which all maps cover as much, where heads rely on it."""
+    if 'decode_head' in model:
+        return dict(test_cfg=dict(size_divisor=coarsest))  # in training, crops have a size
+    joined = 'encoder' in model or _is_maskdino(model.get('panoptic_head') or {})
+    return dict(pad_size_divisor=coarsest) if joined else {}
+
+
+def _take_width(head: Mapping[str, Any], width: int, num_maps: int) -> dict:
+    """What a head has to change for maps of `width` channels."""
+    channels = head.get('in_channels')
+    if channels is None:
+        return {}
+    if isinstance(channels, (list, tuple)):
+        width = [width] * (len(_as_list(head.get('in_index'))) or num_maps)
+    return {} if channels == width else dict(in_channels=width)
+
+
+def _as_list(value: Any) -> Sequence[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _parse(trunk: str) -> tuple[str, str]:

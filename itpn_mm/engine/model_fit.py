@@ -41,7 +41,8 @@ def check_model_fits(model: nn.Module) -> None:
     for name in ('rpn_head', 'bbox_head', 'bbox_head_init'):
         _check_dense_head(maps, name, getattr(model, name, None))
     _check_encoder(maps, model)
-    _check_pixel_decoder(maps, getattr(model, 'panoptic_head', None))
+    for name in ('panoptic_head', 'decode_head'):
+        _check_pixel_decoder(maps, name, getattr(model, name, None))
     _check_roi_head(maps, getattr(model, 'roi_head', None))
     for name in ('decode_head', 'auxiliary_head'):
         for label, head in _members(name, getattr(model, name, None)):
@@ -128,19 +129,24 @@ def _check_encoder(maps: FeatureMaps, model: nn.Module) -> None:
     _require_equal(label, (width,) * levels, maps.channels, maps, 'channels')
 
 
-def _check_pixel_decoder(maps: FeatureMaps, head: nn.Module | None) -> None:
-    """Check the pixel decoder of Mask2Former, which keeps its convolutions coarsest first."""
+def _check_pixel_decoder(maps: FeatureMaps, name: str, head: nn.Module | None) -> None:
+    """Check the pixel decoder of Mask2Former or MaskDINO."""
     decoder = getattr(head, 'pixel_decoder', None)
-    inputs, laterals = (getattr(decoder, f'{kind}_convs', None) for kind in ('input', 'lateral'))
-    if inputs is None or laterals is None:
-        return
-    convs = [getattr(block, 'conv', None) for block in (*inputs, *laterals)]
-    channels = _ints([getattr(conv, 'in_channels', None) for conv in reversed(convs)])
+    channels = _ints(getattr(decoder, 'in_channels', None)) or _mask2former_channels(decoder)
     if channels is not None:
-        _require_equal('panoptic_head.in_channels', channels, maps.channels, maps, 'channels')
+        _require_equal(f'{name}.in_channels', channels, maps.channels, maps, 'channels')
     strides = _ints(getattr(decoder, 'strides', None))
     if strides is not None and maps.strides is not None:
-        _require_equal('panoptic_head.strides', strides, maps.strides, maps, 'strides')
+        _require_equal(f'{name}.strides', strides, maps.strides, maps, 'strides')
+
+
+def _mask2former_channels(decoder: nn.Module | None) -> tuple[int, ...] | None:
+    """Return what the convolutions of Mask2Former take; it keeps them coarsest first."""
+    inputs, laterals = (getattr(decoder, f'{kind}_convs', None) for kind in ('input', 'lateral'))
+    if inputs is None or laterals is None:
+        return None
+    convs = [getattr(block, 'conv', None) for block in (*inputs, *laterals)]
+    return _ints([getattr(conv, 'in_channels', None) for conv in reversed(convs)])
 
 
 def _check_roi_head(maps: FeatureMaps, roi_head: nn.Module | None) -> None:
