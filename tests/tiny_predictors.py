@@ -9,13 +9,27 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from .tiny_configs import ROOT, draw_picture, shrink
+from .tiny_configs import _shrink_model as shrink_widths
 
 sys.path.insert(0, str(ROOT / 'tools'))
 
 import predict
 
+
+def find_config(pattern: str) -> str:
+    """Name of the one config that a pattern matches; those of the demo tell how long it trains."""
+    [path] = (ROOT / 'configs').glob(f'{pattern}.py')
+    return path.relative_to(ROOT / 'configs').with_suffix('').as_posix()
+
+
 NUCLEI = 'detection/mask-rcnn_hivit-demo-itpn-pixel_tpn_1xb4-24e_nuclei'
 DOTA = 'rotated_detection/rotated-faster-rcnn-le90_fastitpn-base-itpn-clip-l_tpn_8xb1-1x_dota'
+MASKDINO = dict(
+    instance=find_config('detection/maskdino_hivit-demo-*_nuclei'),
+    panoptic='detection/maskdino_r50_8xb2-amp-lsj-50e_coco-panoptic',
+    semantic=find_config('segmentation/maskdino_hivit-demo-*_nuclei'),
+)
+PANOPTIC_CLASSES = tuple(f'{"thing" if i < 80 else "stuff"} {i}' for i in range(133))
 SEGMENTOR = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -79,12 +93,41 @@ class Trained:
 
 
 def detector(config: str, folder: Path, classes: tuple[str, ...]) -> Trained:
-    cfg = Config.fromfile(ROOT / 'configs' / f'{config}.py')
-    cfg = shrink(cfg, Path(config).name, folder)
+    cfg = shrunk(config, folder)
     cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=8)
     if 'rotated' in config:
         cfg.test_dataloader.dataset.pipeline[1].scale = (96, 96)
     return Trained(folder / 'model', cfg, classes)
+
+
+def shrunk(config: str, folder: Path) -> Config:
+    cfg = Config.fromfile(ROOT / 'configs' / f'{config}.py')
+    return shrink(cfg, Path(config).name, folder)
+
+
+def maskdino(kind: str, folder: Path) -> Trained:
+    """A MaskDINO of a shipped config: 'instance', 'panoptic' or 'semantic'.
+
+    A model that was not trained is sure of nothing, so the panoptic one keeps all segments.
+    """
+    cfg = shrunk(MASKDINO[kind], folder)
+    classes = dict(
+        instance=('cell',),
+        panoptic=PANOPTIC_CLASSES,
+        semantic=('sea', 'land', 'ice'),
+    )
+    if kind == 'panoptic':
+        cfg.model.test_cfg.update(object_mask_thr=0.0, iou_thr=0.0)
+    return Trained(folder / 'model', cfg, classes[kind])
+
+
+def stock(config: str, folder: Path, **changes: object) -> Trained:
+    """A panoptic model of mmdet, of its own config."""
+    cfg = Config.fromstring(f"_base_ = 'mmdet::{config}.py'", '.py')
+    cfg.model = shrink_widths(cfg.model.to_dict(), 8)
+    cfg.merge_from_dict(changes)
+    cfg.test_dataloader.dataset.pipeline[1].scale = (128, 128)
+    return Trained(folder, cfg, PANOPTIC_CLASSES)
 
 
 def segmentor(folder: Path) -> Trained:

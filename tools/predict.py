@@ -1,4 +1,4 @@
-"""Predict on pictures with a detector or segmentor: drawings, and JSON beside them.
+"""Predict on pictures with a detector or segmentor, panoptic ones too: drawings, and JSON beside.
 
     python tools/predict.py CONFIG CHECKPOINT IMAGE... --out FOLDER [--score-thr 0.3]
 
@@ -28,8 +28,11 @@ from prediction.predictor import Picture, Predictor
 from prediction.results import (
     describe_instances,
     describe_labels,
+    describe_segments,
+    encode_segments,
     select_instances,
     select_labels,
+    select_segments,
     to_json,
 )
 
@@ -38,6 +41,9 @@ from itpn_mm.launch import read_config
 
 # What configs and checkpoints raise that are not there, or do not fit.
 MISTAKES = (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+SAID = dict(  # what the last line counts
+    segments_info='{} segments', instances='{} objects', classes='classes of pixels'
+)
 LISTED = 8  # most pictures that the last line tells one by one
 
 
@@ -90,30 +96,48 @@ class Run:
         Raises:
             ValueError: The model gives nothing that can be written.
         """
-        names, drawing = self.predictor.names, self.out / f'{name}.png'
+        drawing = self.out / f'{name}.png'
         height, width = picture.image.shape[:2]
         head = dict(image=str(picture.path), width=width, height=height)
+        lists = {}  # the first is what was found
+        if (segments := select_segments(sample, self.predictor.num_classes)) is not None:
+            head['panoptic'] = f'{name}_panoptic.png'
+            lists['segments_info'] = self._write_segments(picture, *segments, head, drawing)
+            drawing = None
         if (found := select_instances(sample, self.threshold)) is not None:
-            kind, items = 'instances', describe_instances(found, names)
-            if self.drawer:
+            lists['instances'] = describe_instances(found, self.predictor.names)
+            if self.drawer and drawing:
                 self.drawer.draw_instances(picture.image, found, drawing)
-        elif (labels := select_labels(sample)) is not None:
-            kind, items = 'classes', describe_labels(labels, names)
+        elif not lists and (labels := select_labels(sample)) is not None:
             head['labels'] = f'{name}_labels.png'
-            write_png(
-                self.out / head['labels'],
-                labels.astype(np.uint8 if len(names) <= 256 else np.uint16),
-            )
-            if self.drawer:
-                self.drawer.draw_labels(picture.image, labels, drawing)
-        else:
+            lists['classes'] = self._write_labels(picture, labels, head, drawing)
+        if not lists:
             raise ValueError(
-                f'{type(self.predictor.model).__name__} gives neither objects nor a semantic '
-                f'segmentation, but {sample.keys()}'
+                f'{type(self.predictor.model).__name__} gives neither objects nor a segmentation, '
+                f'but {sample.keys()}'
             )
-        self.what = '{} objects' if kind == 'instances' else 'classes of pixels'
+        kind, items = next(iter(lists.items()))
+        self.what = SAID[kind]
         self.found.append((picture.path.name, len(items)))
-        (self.out / f'{name}.json').write_text(to_json(head, kind, items))
+        (self.out / f'{name}.json').write_text(to_json(head, lists))
+
+    def _write_segments(
+        self, picture: Picture, numbers: np.ndarray, segments: list[dict], head: dict, drawing: Path
+    ) -> list[dict]:
+        write_png(self.out / head['panoptic'], encode_segments(numbers))
+        if self.drawer:
+            self.drawer.draw_segments(picture.image, numbers, segments, drawing)
+        return describe_segments(numbers, segments, self.predictor.names)
+
+    def _write_labels(
+        self, picture: Picture, labels: np.ndarray, head: dict, drawing: Path
+    ) -> list[dict]:
+        names = self.predictor.names
+        kind = np.uint8 if len(names) <= 256 else np.uint16
+        write_png(self.out / head['labels'], labels.astype(kind))
+        if self.drawer:
+            self.drawer.draw_labels(picture.image, labels, drawing)
+        return describe_labels(labels, names)
 
     def summary(self) -> str:
         """One line: what was found in each picture, what was skipped, where it is."""

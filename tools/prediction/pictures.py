@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 # What a result's name may end in; a picture's own name comes before.
-ENDINGS = ('.png', '.json', '_labels.png')
+ENDINGS = ('.png', '.json', '_labels.png', '_panoptic.png')
 
 
 def find_pictures(paths: Sequence[str], out: Path) -> list[Path]:

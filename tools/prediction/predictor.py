@@ -86,6 +86,8 @@ class Predictor:
         meta = describe_training(load_trained(self.model, checkpoint))
         self.model.to(device).eval()
         self.names, self.palette = name_classes(self.model, meta, describe_dataset(dataset))
+        fusion = getattr(self.model, 'panoptic_fusion_head', None)
+        self.num_classes = getattr(fusion, 'num_classes', len(self.names))  # of a panoptic model
         loader, *transforms = (
             step for step in dataset['pipeline'] if not OF_ANNOTATIONS.fullmatch(_type_name(step))
         )

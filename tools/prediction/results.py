@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.structures import BaseDataElement, InstanceData
+from scipy.ndimage import find_objects
 from torch import Tensor
 
 
@@ -36,6 +37,40 @@ def select_labels(sample: BaseDataElement) -> np.ndarray | None:
     pixels = sample.pred_sem_seg
     pixels = pixels.data if 'data' in pixels else pixels.sem_seg  # mmseg, mmdet
     return torch.as_tensor(pixels)[0].numpy().astype(np.int64)
+
+
+def select_segments(
+    sample: BaseDataElement, num_classes: int
+) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
+    """Segments of a panoptic prediction, the largest first; None without one.
+
+    Args:
+        sample: Of mmdet: a pixel's code is its class, and for an object 1000 times its number more.
+        num_classes: Of the model; a class beyond them is that of pixels which belong to nothing.
+
+    Returns:
+        Number of the segment at each pixel (H, W), from 1, and 0 for no segment; and of each
+        segment `id`, `class_id` and whether it is a thing, an object that is counted.
+    """
+    if 'pred_panoptic_seg' not in sample:
+        return None
+    from mmdet.evaluation.functional import INSTANCE_OFFSET
+
+    codes = torch.as_tensor(sample.pred_panoptic_seg.sem_seg)[0].numpy().astype(np.int64)
+    found, place, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind='stable')
+    order = order[found[order] % INSTANCE_OFFSET < num_classes]
+    numbers = np.zeros(len(found), dtype=np.int64)
+    numbers[order] = np.arange(1, len(order) + 1)
+    segments = [
+        dict(
+            id=number,
+            class_id=int(found[i] % INSTANCE_OFFSET),
+            isthing=bool(found[i] >= INSTANCE_OFFSET),
+        )
+        for number, i in enumerate(order, start=1)
+    ]
+    return numbers[place].reshape(codes.shape), segments
 
 
 def is_rotated(boxes: Tensor) -> bool:
@@ -73,10 +108,45 @@ def describe_labels(labels: np.ndarray, names: Sequence[str]) -> list[dict[str, 
     ]
 
 
-def to_json(head: dict[str, Any], key: str, items: Sequence[dict[str, Any]]) -> str:
-    """JSON of `head` with the list `items` under `key`, each of them on a line of its own."""
-    lines = ',\n'.join(json.dumps(item) for item in items)
-    return f'{json.dumps(head)[:-1]}, "{key}": [\n{lines}\n]}}\n'
+def describe_segments(
+    numbers: np.ndarray, segments: Sequence[dict[str, Any]], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Segments of :func:`select_segments` as JSON, with the keys of COCO's `segments_info`."""
+    areas = np.bincount(numbers.ravel(), minlength=len(segments) + 1)
+    described = []
+    for segment, (rows, columns) in zip(segments, find_objects(numbers), strict=True):
+        area = int(areas[segment['id']])
+        described.append(
+            dict(
+                id=segment['id'],
+                label=names[segment['class_id']],
+                class_id=segment['class_id'],
+                isthing=segment['isthing'],
+                area=area,
+                share=round(area / numbers.size, 6),
+                bbox=[
+                    columns.start,
+                    rows.start,
+                    columns.stop - columns.start,
+                    rows.stop - rows.start,
+                ],
+            )
+        )
+    return described
+
+
+def encode_segments(numbers: np.ndarray) -> np.ndarray:
+    """Numbers (H, W) as a picture (H, W, 3), blue first: red + 256 green + 256^2 blue."""
+    return np.stack([numbers >> shift & 255 for shift in (16, 8, 0)], -1).astype(np.uint8)
+
+
+def to_json(head: dict[str, Any], lists: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """JSON of `head` with lists by key, each item on a line of its own."""
+    text = json.dumps(head)[:-1]
+    for key, items in lists.items():
+        lines = ',\n'.join(json.dumps(item) for item in items)
+        text += f', "{key}": [\n{lines}\n]'
+    return text + '}\n'
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
