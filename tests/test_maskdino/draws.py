@@ -7,19 +7,21 @@ import torch
 from torch import Tensor
 
 
-def points_of(count: int) -> Tensor:
-    """(count, 2): the same ones each time."""
-    return torch.rand(count, 2, generator=torch.Generator().manual_seed(count))
-
-
-def share_draws(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Tensor]:
-    """Have all masks of all images draw the same points; returns what these are."""
+def shared_rand() -> Callable[..., Tensor]:
+    """What to put in the place of `torch.rand`, so that all masks of all images share points."""
     rand = torch.rand
 
     def draw(*shape: int, **options: object) -> Tensor:
         if len(shape) != 3 or shape[2] != 2:
             return rand(*shape, **options)
-        return points_of(shape[1]).to(torch.get_default_dtype()).expand(*shape)
+        generator = torch.Generator().manual_seed(shape[1])
+        return rand(shape[1], 2, generator=generator).expand(*shape)
 
+    return draw
+
+
+def share_draws(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Tensor]:
+    """Have all masks of all images draw the same points; returns what these are."""
+    draw = shared_rand()
     monkeypatch.setattr(torch, 'rand', draw)
-    return points_of
+    return lambda count: draw(1, count, 2)[0]

@@ -1,6 +1,8 @@
 """Tiny heads with random weights, and maps and objects for them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ def head_options(**options: object) -> dict:
     defaults = dict(
         in_channels=IN_CHANNELS,
         num_queries=5,
-        feat_channels=32,
+        feat_channels=64,
         out_channels=16,
         pixel_decoder=dict(num_layers=1, feedforward_channels=16) | levels,
         transformer_decoder=dict(num_layers=2, feedforward_channels=16),
@@ -41,7 +43,7 @@ def randomise(head: nn.Module) -> nn.Module:
     for module in head.modules():
         for name, parameter in module.named_parameters(recurse=False):
             is_norm = isinstance(module, (nn.LayerNorm, nn.GroupNorm)) and name == 'weight'
-            nn.init.normal_(parameter, 1.0 if is_norm else 0.0, 0.3)
+            nn.init.normal_(parameter, 1.0 if is_norm else 0.0, 0.15)
     return head
 
 
@@ -60,8 +62,20 @@ def make_target(count: int, size: tuple[int, int], num_classes: int = NUM_CLASSE
         top, left = (int(torch.randint(side - 8, ())) for side in size)
         height, width = (int(side) for side in torch.randint(12, 30, (2,)))
         mask[top : top + height, left : left + width] = True
-    return Target.from_masks(torch.randint(num_classes, (count,)), masks)
+    target = Target.from_masks(torch.randint(num_classes, (count,)), masks)
+    return Target(target.labels, target.boxes.to(torch.get_default_dtype()), target.masks)
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
     return sum(losses.values())
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """Everything in double precision, also what asks for single; heads still need `.double()`."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with mock.patch.object(Tensor, 'float', Tensor.double):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)

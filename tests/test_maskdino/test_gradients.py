@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from itpn_mm.maskdino import criterion
 from itpn_mm.maskdino.targets import Target
 
 from .heads import NUM_CLASSES, make_maps, make_target, tiny_head, total
@@ -59,6 +60,19 @@ def test_all_parameters_have_gradients(name):
         if batch == 'objects':
             flat = [key for key, p in head.named_parameters() if not p.grad.any()]
             assert not flat, flat
+
+
+@pytest.mark.parametrize('two_stage', [True, False])
+def test_processes_meet_as_often(two_stage, monkeypatch):
+    """Whatever their part of the batch holds; else one would wait for the other for ever."""
+    meetings = []
+    monkeypatch.setattr(criterion, 'reduce_mean', lambda x: meetings.append(x.tolist()) or x)
+    head, numbers = tiny_head(two_stage=two_stage).train(), set()
+    for counts in BATCHES.values():
+        meetings.clear()
+        losses_of(head, counts)
+        numbers.add(len(meetings))
+    assert numbers == {1}
 
 
 def test_more_than_a_hundred_objects():
