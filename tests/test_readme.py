@@ -105,11 +105,39 @@ def test_configs_of_the_other_documents(tmp_path):
             path = tmp_path / f'{document.stem}_{len(found)}.py'
             path.write_text(text.replace("'./", f"'{ROOT}/configs/detection/"))
             cfg = Config.fromfile(path)
-            cfg = shrink(cfg, path.stem + '_coco', tmp_path / path.stem)
+            kind = '_coco-panoptic' if '-panoptic' in text else '_coco'
+            cfg = shrink(cfg, path.stem + kind, tmp_path / path.stem)
             with DefaultScope.overwrite_default_scope('mmdet'):
-                assert MODELS.build(cfg.model).backbone.acceleration is not None
+                model = MODELS.build(cfg.model)
+            if document.stem == 'maskdino':
+                assert type(model).__name__ == 'MaskDINO'
+                assert model.panoptic_head.predictor.denoiser is not None
+            else:
+                assert model.backbone.acceleration is not None
             found.append(document.stem)
-    assert found == ['acceleration', 'swap_in', 'swap_in']
+    assert found == ['acceleration', *['maskdino'] * 3, 'swap_in', 'swap_in']
+
+
+def test_semantic_config_of_maskdino(tmp_path):
+    """The model that stands there whole, on the data and schedule of another config, trains."""
+    pytest.importorskip('mmseg')
+    text = (ROOT / 'docs/maskdino.md').read_text()
+    [text] = [block for block in blocks('python', text) if 'EncoderDecoder' in block]
+    base = ROOT / 'configs/segmentation/maskdino_r50_8xb2-160k_ade20k-512x512.py'
+    whole = Config.fromfile(base)
+    (tmp_path / 'config.py').write_text(text)
+    model = Config.fromfile(tmp_path / 'config.py').model
+    head, shipped = model.decode_head, whole.model.decode_head
+    defaults = dict(oversample_ratio=3.0, importance_sample_ratio=0.75, num_points=12544)
+    assert shipped.pop('train_cfg') == defaults  # what it says beside is by default so
+    assert shipped.denoising.pop('noise_scale') == 0.4
+    assert model.to_dict() == whole.model.to_dict()
+    head.train_cfg = defaults
+    whole.model = model
+    runner, gradients = train(shrink(whole, base.stem, tmp_path / 'run'))
+    trained = {n for n, p in runner.model.named_parameters() if p.requires_grad}
+    assert runner.iter == 1 and gradients.keys() == trained
+    assert all(value.isfinite() for value in gradients.values())
 
 
 def test_what_swap_in_writes(tmp_path):
