@@ -28,6 +28,8 @@ HEADS = {
     'one stage, cross-entropy': dict(two_stage=False, loss_cls='ce'),
     'two stages': TWO_STAGE,
     'two stages, cross-entropy': dict(TWO_STAGE, loss_cls='ce', learned_content=True),
+    # of 7 x 12, 4 x 6 and 2 x 3 cells of the image
+    'all tokens': dict(TWO_STAGE, num_queries=114),
     'bitmask': dict(TWO_STAGE, box_init='bitmask'),
     'mask2box': dict(TWO_STAGE, box_init='mask2box', pixel_decoder=dict(num_levels=4)),
     'extra level': dict(TWO_STAGE, pixel_decoder=dict(num_levels=4, num_extra_levels=1)),
@@ -166,6 +168,19 @@ def test_losses_of_a_batch_are_those_of_its_images(double, monkeypatch):
     both = [torch.cat(levels) for levels in zip(*parts, strict=True)]
     found = head.losses(both, sizes, batch_size, targets)
     torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize('box_init', ['no', 'bitmask', 'mask2box'])
+def test_an_image_of_fewer_tokens_than_queries(box_init):
+    """Queries from padding are of no use, but are numbers."""
+    head = tiny_head(box_init=box_init).train()
+    sizes, batch_size = [(8, 8), (64, 96)], (64, 96)
+    maps = [level.requires_grad_() for level in make_maps(2, batch_size)]
+    target = Target.from_masks(torch.tensor([0]), torch.ones(1, 8, 8, dtype=torch.bool))
+    losses = head.losses(maps, sizes, batch_size, [target, make_target(2, batch_size)])
+    assert all(loss.isfinite() for loss in losses.values())
+    total(losses).backward()
+    assert all(tensor.grad.isfinite().all() for tensor in [*maps, *head.parameters()])
 
 
 @pytest.mark.parametrize('masked', [True, False])
