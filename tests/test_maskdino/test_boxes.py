@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.models.layers import inverse_sigmoid
 
@@ -18,6 +18,7 @@ EXTENT = torch.tensor([WIDTH, HEIGHT]).float()
     st.tuples(st.integers(0, WIDTH - 1), st.integers(1, WIDTH)),
     st.tuples(st.integers(0, HEIGHT - 1), st.integers(1, HEIGHT)),
 )
+@settings(max_examples=60, deadline=None)
 def test_a_rectangle_is_its_own_box(columns, rows):
     (x1, width), (y1, height) = columns, rows
     x2, y2 = min(x1 + width, WIDTH), min(y1 + height, HEIGHT)
@@ -32,6 +33,7 @@ def test_a_rectangle_is_its_own_box(columns, rows):
 
 
 @given(st.integers(0, 2**20 - 1))
+@settings(max_examples=60, deadline=None)
 def test_box_of_any_mask(bits):
     """No pixel lies outside of the box, and every side of it touches one."""
     mask = torch.tensor([bits >> i & 1 for i in range(20)]).view(4, 5).bool()

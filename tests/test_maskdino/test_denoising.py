@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itpn_mm.maskdino.denoising import QueryDenoiser
@@ -26,6 +26,7 @@ def targets_of(*counts: int, num_classes: int = 7) -> list[Target]:
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
 def test_who_sees_whom(groups, slots, matching):
     blocked = QueryDenoiser.blocked(groups, slots, matching)
     noisy = groups * slots

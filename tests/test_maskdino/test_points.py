@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.ops import point_sample
 
@@ -17,6 +17,7 @@ points_of_masks = st.lists(st.tuples(coordinates, coordinates), min_size=3, max_
 @given(
     st.integers(1, 5), st.integers(1, 5), st.lists(points_of_masks, max_size=4), st.integers(0, 999)
 )
+@settings(max_examples=60, deadline=None)
 def test_sample_masks(height, width, points, seed):
     """As from masks in floating point, inside, at the border and outside."""
     masks = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) > 0.5
