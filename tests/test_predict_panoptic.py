@@ -21,6 +21,7 @@ from mmdet.structures import DetDataSample
 from prediction.drawing import Drawer
 from prediction.results import describe_segments, encode_segments, select_segments
 
+from .test_checkpoint.test_maskdino import as_released
 from .tiny_predictors import PANOPTIC_CLASSES, Trained, draw_photographs, maskdino, read, stock
 
 OFFSET, CLASSES = 1000, 133
@@ -162,6 +163,28 @@ def test_semantic_maskdino(tmp_path, photographs):
     result = read(out / 'b.json')
     assert np.array_equal(np.asarray(Image.open(out / result['labels'])), labels)
     assert {item['label'] for item in result['classes']} <= {'sea', 'land', 'ice'}
+
+
+def test_released_weights_as_they_are(tmp_path, photographs):
+    """A file with the authors' names gives what the same weights in our layout give."""
+    trained = maskdino('released', tmp_path)
+    first = trained.predict(photographs / 'a.png', '--score-thr', 0)
+    state = torch.load(trained.checkpoint, weights_only=True)['state_dict']
+    model = as_released(state, 'panoptic_head')
+    assert not any(name.startswith('panoptic_head') for name in model)
+    torch.save(dict(model=model, iteration=1), trained.checkpoint)
+    second = trained.predict(photographs / 'a.png', '--score-thr', 0)
+    [one, two] = [read(out / 'a.json') for out in (first, second)]
+    assert len(one['segments_info']) > 1 and len(one['instances']) == 10
+    for key in ('segments_info', 'instances'):
+        for a, b in zip(one[key], two[key], strict=True):
+            assert {**a, 'label': None} == {**b, 'label': None}  # the file names no classes
+    assert (first / 'a_panoptic.png').read_bytes() == (second / 'a_panoptic.png').read_bytes()
+    text = Path(trained.config).read_text()
+    assert "'double_norm': True" in text
+    Path(trained.config).write_text(text.replace("'double_norm': True", "'double_norm': False"))
+    with pytest.raises(SystemExit, match='released weights need `panoptic_head` to have double_no'):
+        trained.predict(photographs / 'a.png')
 
 
 def sample_of(codes: list) -> DetDataSample:

@@ -27,6 +27,7 @@ DOTA = 'rotated_detection/rotated-faster-rcnn-le90_fastitpn-base-itpn-clip-l_tpn
 MASKDINO = dict(
     instance=find_config('detection/maskdino_hivit-demo-*_nuclei'),
     panoptic='detection/maskdino_r50_8xb2-amp-lsj-50e_coco-panoptic',
+    released='detection/maskdino_r50-released_8xb2-amp-lsj-50e_coco-panoptic',
     semantic=find_config('segmentation/maskdino_hivit-demo-*_nuclei'),
 )
 PANOPTIC_CLASSES = tuple(f'{"thing" if i < 80 else "stuff"} {i}' for i in range(133))
@@ -106,17 +107,18 @@ def shrunk(config: str, folder: Path) -> Config:
 
 
 def maskdino(kind: str, folder: Path) -> Trained:
-    """A MaskDINO of a shipped config: 'instance', 'panoptic' or 'semantic'.
+    """A MaskDINO of a shipped config: 'instance', 'panoptic', 'released' (the same) or 'semantic'.
 
     A model that was not trained is sure of nothing, so the panoptic one keeps all segments.
     """
     cfg = shrunk(MASKDINO[kind], folder)
     classes = dict(
         instance=('cell',),
-        panoptic=PANOPTIC_CLASSES,
+        panoptic=(*PANOPTIC_CLASSES, 'not a class of the model'),
+        released=PANOPTIC_CLASSES,
         semantic=('sea', 'land', 'ice'),
     )
-    if kind == 'panoptic':
+    if kind in ('panoptic', 'released'):
         cfg.model.test_cfg.update(object_mask_thr=0.0, iou_thr=0.0)
     return Trained(folder / 'model', cfg, classes[kind])
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from itpn_mm.checkpoint import config_text, read_checkpoint, remap
 from itpn_mm.checkpoint.convert import Checkpoint
-from itpn_mm.checkpoint.maskdino import HEADS, POINTS, from_maskdino
+from itpn_mm.checkpoint.maskdino import HEADS, POINTS, _rules, from_maskdino
+from itpn_mm.checkpoint.rules import compile_template, fill_template
 
 pytest.importorskip('mmdet')
 
@@ -38,21 +39,38 @@ def read_table(name: str) -> dict[str, Tensor]:
     return {name: torch.ones(1).expand(shape) for name, shape in shapes.items()}
 
 
+def in_detectron2(name: str) -> str:
+    """What detectron2 calls a parameter of mmdet's ResNet."""
+    name = name if name.startswith('layer') else f'stem.{name}'
+    name = re.sub(r'layer(\d)', lambda m: f'res{int(m[1]) + 1}', name)
+    name = name.replace('downsample.0', 'shortcut').replace('downsample.1', 'shortcut.norm')
+    return 'backbone.' + re.sub(r'bn(\d)', r'conv\1.norm', name)
+
+
 def resnet50() -> dict[str, Tensor]:
     """A ResNet-50 with the names of detectron2, without memory."""
     with torch.device('meta'):
         names = MODELS.build(dict(type='mmdet.ResNet', depth=50)).state_dict()
-    state = {}
-    for name, tensor in names.items():
-        if name.endswith('num_batches_tracked'):
-            continue
-        name = name if name.startswith('layer') else f'stem.{name}'
-        name = re.sub(r'layer(\d)', lambda m: f'res{int(m[1]) + 1}', name)
-        name = name.replace('downsample.0', 'shortcut').replace('downsample.1', 'shortcut.norm')
-        name = re.sub(r'bn(\d)', r'conv\1.norm', name)
-        state[f'backbone.{name}'] = tensor
+    state = {in_detectron2(k): t for k, t in names.items() if 'num_batches_tracked' not in k}
     assert len(state) == 265
     return state
+
+
+def as_released(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """A model of ours as its authors would have saved it, the finest level first."""
+    levels = [k for k in state if re.search(r'input_convs\.\d+\.conv\.weight', k)]
+    extra = sum(state[key].shape[-1] > 1 for key in levels)
+    rules = [(compile_template(r.ours), r) for r in _rules(False, len(levels), extra)]
+    out = {}
+    for name, tensor in state.items():
+        where, _, bare = name.partition('.')
+        if where == part:
+            [(match, rule)] = [(m, r) for pattern, r in rules if (m := pattern.fullmatch(bare))]
+            theirs = fill_template(rule.authors[0], match.groupdict())
+            (out[theirs],) = rule.change.split(tensor, 1)
+        elif not name.endswith('num_batches_tracked'):
+            out[in_detectron2(bare)] = tensor
+    return out
 
 
 def swin(embed_dims: int, depths: tuple, num_heads: tuple, window_size: int) -> dict[str, Tensor]:
