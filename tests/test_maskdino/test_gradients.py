@@ -9,6 +9,7 @@ from itpn_mm.maskdino.targets import Target
 from .heads import NUM_CLASSES, make_maps, make_target, tiny_head, total
 
 SIZE = (64, 96)
+FIVE = (6, 7, 8, 9, 10)  # channels of maps
 HEADS = {
     'one stage': dict(two_stage=False),
     'one stage, cross-entropy': dict(two_stage=False, loss_cls='ce'),
@@ -20,6 +21,9 @@ HEADS = {
     'learned content': dict(learned_content=True, denoising=None),
     'bitmask': dict(box_init='bitmask', num_boxed_classes=2, double_norm=True),
     'mask2box': dict(box_init='mask2box', loss_cls='ce', denoising=dict(masks=False)),
+    'three levels, two extra': dict(pixel_decoder=dict(num_levels=3, num_extra_levels=2)),
+    'four of five maps': dict(in_channels=FIVE, pixel_decoder=dict(num_levels=4)),
+    'five maps': dict(in_channels=FIVE, pixel_decoder=dict(num_levels=5)),
     'four levels': dict(pixel_decoder=dict(num_levels=4, num_extra_levels=0)),
     'four levels, one extra': dict(pixel_decoder=dict(num_levels=4, num_extra_levels=1)),
     'four levels, two extra': dict(pixel_decoder=dict(num_levels=4, num_extra_levels=2)),
@@ -39,7 +43,8 @@ BATCHES = {  # objects of two images
 
 def losses_of(head, counts: tuple[int, int]) -> dict[str, torch.Tensor]:
     targets = [make_target(count, SIZE) for count in counts]
-    return head.losses(make_maps(2, SIZE), [SIZE] * 2, SIZE, targets)
+    maps = make_maps(2, SIZE, head.pixel_decoder.in_channels)
+    return head.losses(maps, [SIZE] * 2, SIZE, targets)
 
 
 @pytest.mark.parametrize('name', HEADS)
