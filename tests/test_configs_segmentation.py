@@ -240,7 +240,8 @@ def check_predictions(runner: Runner) -> None:
     whole, slide = dict(mode='whole'), dict(mode='slide', crop_size=(64, 64), stride=(42, 42))
     [batch] = list(runner.val_dataloader)[:1]
     with torch.no_grad():
-        for test_cfg, padding in ((slide, None), (whole, dict(size_divisor=32))):
+        padded = dict(size_divisor=32)
+        for test_cfg, padding in ((slide, None), (slide, padded), (whole, padded)):
             model.test_cfg = ConfigDict(test_cfg)
             model.data_preprocessor.test_cfg = padding
             [result] = model.test_step(batch)
