@@ -29,7 +29,9 @@ ARROWS = {
     'acceleration': ({'layers', 'backbones', 'registry'}, {'torch', 'mmengine'}),
     'engine': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
     'recipes': ({'acceleration', 'backbones'}, set()),
-    'detection': ({'registry'}, {'torch', 'mmdet'}),
+    'maskdino': (set(), {'torch', 'mmengine', 'mmcv', 'mmdet', 'scipy'}),
+    'detection': ({'registry', 'maskdino'}, {'torch', 'mmengine', 'mmdet'}),
+    'segmentation': ({'registry', 'maskdino'}, {'torch', 'mmseg'}),
     'pretraining': (
         {'layers', 'checkpoint', 'backbones', 'necks', 'engine', 'registry'},
         {'torch', 'mmengine', 'mmpretrain', 'safetensors'},
