@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from .boxes import BOX_INITS, boxes_from_masks
 from .decoder import EPS, MaskDINODecoder
 from .denoising import NoisyQueries, QueryDenoiser
-from .padding import find_image
 from .precision import single_precision
 from .targets import Target
 from .tokens import LevelTokens
@@ -257,7 +256,6 @@ class MaskDINOPredictor(BaseModule):
         height, width = masks.shape[-2:]
         extent = torch.tensor([width, height], dtype=torch.float32, device=masks.device)
         if ratios is not None:
-            masks &= find_image(ratios, (height, width))[:, None]
             extent = extent * ratios
         return inverse_sigmoid(boxes_from_masks(masks, self.box_init, extent), EPS)
 
