@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
@@ -165,19 +166,11 @@ def test_decay_of_the_authors():
     )['params']
     cfg = read(AUTHORS_DECAY)
     model = build_on_meta(cfg)
-    depths = {}
+    wrapper = {**cfg.optim_wrapper, 'type': 'OptimWrapper'}
+    wrapper.pop('loss_scale')
     with DefaultScope.overwrite_default_scope('mmseg'):
-        from mmengine.optim import OPTIM_WRAPPER_CONSTRUCTORS
-
-        wrapper = dict(cfg.optim_wrapper, type='OptimWrapper')
-        constructor = wrapper.pop('constructor')
-        wrapper.pop('loss_scale')
-        paramwise_cfg = wrapper.pop('paramwise_cfg')
-        built = OPTIM_WRAPPER_CONSTRUCTORS.build(
-            dict(type=constructor, optim_wrapper_cfg=wrapper, paramwise_cfg=paramwise_cfg)
-        )(model)
-    for group in built.optimizer.param_groups:
-        depths[group['layer_id']] = group['lr_scale']
+        groups = build_optim_wrapper(model, wrapper).optimizer.param_groups
+    depths = {group['layer_id']: group['lr_scale'] for group in groups}
     theirs = {int(v[0]): v[1] for key, v in table.items() if '.blocks.' in key}
     assert len(theirs) == 32 and len(depths) == 34  # and embedding and heads
     step = 0.9 ** (13 / 32)
