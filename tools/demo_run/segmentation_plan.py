@@ -57,7 +57,7 @@ MODELS = {
         INSTANCE,
         'coco/segm_mAP',
         100.0,
-        120.0,
+        250.0,
     ),
 }
 

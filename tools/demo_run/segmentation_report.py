@@ -18,7 +18,7 @@ from .segmentation_plan import CLASSES, MODELS, chains
 from .segmentation_scores import majority_ious, read_map, read_maps
 from .steps import ROOT
 
-THRESHOLD = 0.5  # least score of a nucleus that is drawn
+THRESHOLD = 0.3  # least score of a nucleus that is drawn; short trainings are not sure
 PICTURES = 'images/validation'
 
 Files = Mapping[tuple[str, str, int], dict]

@@ -48,21 +48,6 @@ model = dict(
     panoptic_fusion_head=dict(
         type='itpn_mm.MaskDINOFusionHead', num_things_classes=1, num_stuff_classes=0
     ),
-    train_cfg=dict(num_points=1024),  # as many as a predicted mask has cells
+    train_cfg=dict(),
     test_cfg=dict(panoptic_on=False, instance_on=True, max_per_image=40),
 )
-
-max_epochs = 8
-train_cfg = dict(max_epochs=max_epochs)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=max_epochs,
-        by_epoch=True,
-        begin=0,
-        end=max_epochs,
-        convert_to_iter_based=True,
-    ),
-]
-default_hooks = dict(checkpoint=dict(interval=max_epochs))
