@@ -36,7 +36,7 @@ model = dict(
         num_things_classes=1,
         num_stuff_classes=0,
         in_channels=[64, 64, 64, 64],
-        num_queries=40,  # a tile shows at most 16 nuclei
+        num_queries=40,  # a tile shows at most 15 nuclei
         feat_channels=64,
         out_channels=64,
         pixel_decoder=dict(num_levels=3, num_layers=3, feedforward_channels=128),
