@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import torch
 from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmdet.models import MaskFormer, MaskFormerFusionHead
-from mmdet.models.utils import preprocess_panoptic_gt
 from mmdet.structures import DetDataSample, SampleList
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData, PixelData
@@ -20,7 +19,6 @@ from itpn_mm.maskdino.inference import (
     segment_all,
 )
 from itpn_mm.maskdino.padding import Size, find_ratios
-from itpn_mm.maskdino.predictor import predict_masks
 from itpn_mm.maskdino.targets import Target
 from itpn_mm.registry import MODELS
 
@@ -68,11 +66,17 @@ class MaskDINOHead(MaskDINOBase):
 
     def _target(self, sample: DetDataSample, size: Size, batch_size: Size) -> Target:
         objects = sample.gt_instances
-        regions = sample.gt_sem_seg.sem_seg if 'gt_sem_seg' in sample else None
-        labels, masks = preprocess_panoptic_gt(
-            objects.labels, objects.masks, regions, self.num_things_classes, self.num_stuff_classes
-        )
-        return self.target(labels, masks.bool(), size, batch_size)
+        labels = objects.labels
+        masks = objects.masks.to_tensor(torch.bool, labels.device)
+        masks = self.fit_masks(masks, size, batch_size)
+        if 'gt_sem_seg' in sample:
+            regions = sample.gt_sem_seg.sem_seg[0]
+            stuff = regions.unique()
+            stuff = stuff[(stuff >= self.num_things_classes) & (stuff < self.num_classes)].long()
+            labels = torch.cat((labels, stuff))
+            regions = self.fit_masks(regions == stuff[:, None, None], size, batch_size)
+            masks = torch.cat((masks, regions))
+        return Target.from_masks(labels, masks)
 
     def forward(
         self, x: Sequence[Tensor], batch_data_samples: SampleList | None = None
@@ -85,11 +89,11 @@ class MaskDINOHead(MaskDINOBase):
         """
         sizes, batch_size = _sizes(batch_data_samples) if batch_data_samples else (None, None)
         outputs = self.segment(x, sizes, batch_size)
-        cls_logits, boxes, mask_embeds = next(iter(outputs.matching))
+        cls_logits, boxes, masks = self.last_predictions(outputs)
         if sizes is not None and not self.mask_padding:
             ratios = find_ratios(sizes, batch_size, boxes.device)
             boxes = boxes if ratios is None else boxes / ratios.repeat(1, 2)[:, None]
-        return cls_logits, boxes, predict_masks(mask_embeds, outputs.mask_features)
+        return cls_logits, boxes, masks
 
     predict = forward
 
@@ -157,12 +161,12 @@ class MaskDINOFusionHead(MaskFormerFusionHead):
             to_image = functools.partial(
                 _to_image, size=size, batch_size=batch_size, original=wanted
             )
-            classes, masks = cls_logits[index].float(), mask_logits[index].float()
+            classes, masks = cls_logits[index], mask_logits[index]
             result = {}
             if self.panoptic_on:
                 result['pan_results'] = self._panoptic(classes, to_image(masks), no_object)
             if self.instance_on:
-                corners = bbox_cxcywh_to_xyxy(boxes[index].float())
+                corners = bbox_cxcywh_to_xyxy(boxes[index])
                 corners = corners * corners.new_tensor(wanted[::-1]).repeat(2)
                 result['ins_results'] = self._instances(
                     classes, corners, masks, to_image, no_object

@@ -10,9 +10,9 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from .criterion import LOSSES, MASK_LOSSES, MaskDINOCriterion
-from .padding import Size, find_ratios
+from .padding import Size, extend_image, find_image, find_ratios
 from .pixel_decoder import MaskDINOPixelDecoder
-from .predictor import MaskDINOPredictor, Outputs
+from .predictor import MaskDINOPredictor, Outputs, predict_masks
 from .targets import Target
 
 FOCAL = dict(
@@ -170,12 +170,23 @@ class MaskDINOBase(BaseModule):
         mask_features, memory = self.pixel_decoder(maps, ratios)
         return self.predictor(memory, mask_features, targets)
 
-    def target(self, labels: Tensor, masks: Tensor, size: Size, batch_size: Size) -> Target:
-        """Make a target of labels (n,) and masks (n, H, W), which may be padded or not."""
+    def fit_masks(self, masks: Tensor, size: Size, batch_size: Size) -> Tensor:
+        """Masks (n, H, W), padded or not -> of what counts as the image."""
         height, width = size if self.mask_padding else batch_size
         masks = masks[:, :height, :width]
-        masks = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
-        return Target.from_masks(labels, masks)
+        return F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
+
+    @staticmethod
+    def last_predictions(outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of classes (B, M, K or K + 1), boxes (B, M, 4) and logits of masks (B, M, H, W)
+        of the last layer, in single precision. In padding, masks go on as at the image's border,
+        so that they can be resized.
+        """
+        cls_logits, boxes, mask_embeds = next(iter(outputs.matching))
+        masks = predict_masks(mask_embeds, outputs.mask_features)
+        if outputs.ratios is not None:
+            masks = extend_image(masks, find_image(outputs.ratios, masks.shape[-2:]))
+        return cls_logits.float(), boxes.float(), masks.float()
 
     def losses(
         self,

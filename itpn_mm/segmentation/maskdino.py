@@ -8,7 +8,6 @@ from torch import Tensor
 from itpn_mm.maskdino import MaskDINOBase
 from itpn_mm.maskdino.inference import TEMPERATURE, class_scores, resize, segment_classes
 from itpn_mm.maskdino.padding import Size
-from itpn_mm.maskdino.predictor import predict_masks
 from itpn_mm.maskdino.targets import Target
 from itpn_mm.registry import MODELS
 
@@ -69,7 +68,8 @@ class MaskDINODecodeHead(MaskDINOBase):
         """One object for each class of a map (H, W)."""
         classes = labels.unique()
         classes = classes[classes != self.ignore_index].long()
-        return self.target(classes, labels == classes[:, None, None], size, batch_size)
+        masks = self.fit_masks(labels == classes[:, None, None], size, batch_size)
+        return Target.from_masks(classes, masks)
 
     def forward(
         self,
@@ -79,9 +79,8 @@ class MaskDINODecodeHead(MaskDINOBase):
     ) -> tuple[Tensor, Tensor]:
         """Scores of classes (B, M, K) of queries and logits of their masks (B, M, H_0, W_0)."""
         outputs = self.segment(inputs, sizes, batch_size)
-        cls_logits, _, mask_embeds = next(iter(outputs.matching))
-        scores = class_scores(cls_logits.float(), self.no_object, self.temperature)
-        return scores, predict_masks(mask_embeds, outputs.mask_features).float()
+        cls_logits, _, masks = self.last_predictions(outputs)
+        return class_scores(cls_logits, self.no_object, self.temperature), masks
 
     def predict(
         self, inputs: Sequence[Tensor], batch_img_metas: Sequence[dict], test_cfg: dict

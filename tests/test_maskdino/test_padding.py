@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from itpn_mm.maskdino import MaskDINOBase
+from itpn_mm.maskdino.inference import resize
 from itpn_mm.maskdino.padding import (
     PaddedGroupNorm,
     extend_image,
@@ -114,6 +115,24 @@ def test_image_alone_and_in_a_batch(name, image, double):
         )
 
 
+def test_masks_in_pixels_alone_and_in_a_batch(double):
+    """Up to the last pixel of the image, which resizing would mix with what is behind it."""
+    head = tiny_head().double().eval()
+    alone, batch_size = padded_sizes(head, FULL)
+    maps = put(make_maps(1, alone), FULL, alone)
+    pixels = []
+    with torch.no_grad():
+        for size, levels in ((alone, maps), (batch_size, put(maps, FULL, batch_size))):
+            _, _, masks = head.last_predictions(head.segment(levels, [FULL], size))
+            pixels.append(resize(masks, size)[..., : FULL[0], : FULL[1]])
+    torch.testing.assert_close(*pixels, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        without = head.segment(put(maps, FULL, batch_size), [FULL], batch_size)
+        raw = predict_masks(without.matching.mask_embeds[0], without.mask_features)
+    raw = resize(raw, batch_size)[..., : FULL[0], : FULL[1]]
+    assert (raw - pixels[0]).abs().max() > 1e-3  # there is something to mend
+
+
 def test_padding_is_seen_without_mask_padding(double):
     """Otherwise the test above would show nothing."""
     head = tiny_head(mask_padding=False).double().eval()
@@ -135,7 +154,8 @@ def test_losses_alone_and_in_a_batch(name, image, double):
     for size, levels in ((alone, maps), (batch_size, put(maps, image, batch_size))):
         padded = torch.zeros(3, *size, dtype=torch.bool)
         padded[:, : image[0], : image[1]] = target.masks
-        made = double_target(head.target(target.labels, padded, image, size))
+        fitted = head.fit_masks(padded, image, size)
+        made = double_target(Target.from_masks(target.labels, fitted))
         torch.manual_seed(3)  # of noise and points
         head.zero_grad()
         losses = head.losses(levels, [image], size, [made])
@@ -194,7 +214,8 @@ def test_targets_are_of_the_image(masked):
         wanted = wanted * torch.tensor([20 / 32, 10 / 16, 20 / 32, 10 / 16])
     padded = F.pad(mask, (0, 12, 0, 6))
     for given in (mask, padded):
-        target = head.target(torch.tensor([1]), given, (10, 20), (16, 32))
+        fitted = head.fit_masks(given, (10, 20), (16, 32))
+        target = Target.from_masks(torch.tensor([1]), fitted)
         assert target.masks.shape == ((1, 10, 20) if masked else (1, 16, 32))
         assert target.masks.sum() == 40
         torch.testing.assert_close(target.boxes, wanted[None])
