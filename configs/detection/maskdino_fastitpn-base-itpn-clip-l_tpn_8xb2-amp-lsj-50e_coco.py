@@ -3,7 +3,6 @@ _base_ = './maskdino_r50_8xb2-amp-lsj-50e_coco.py'
 
 pretrained = 'work_dirs/itpn-clip-l_fastitpn-base-p16_8xb256-amp-coslr-1600e_in1k/epoch_1600.pth'
 model = dict(
-    data_preprocessor=dict(pad_size_divisor=64),  # maps of every stride cover the whole image
     backbone=dict(
         _delete_=True,
         type='itpn_mm.FastiTPN',

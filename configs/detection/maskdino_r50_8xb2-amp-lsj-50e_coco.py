@@ -3,6 +3,7 @@ _base_ = 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py'
 
 model = dict(
     type='itpn_mm.MaskDINO',
+    data_preprocessor=dict(pad_size_divisor=64),  # maps of all strides cover the same
     panoptic_head=dict(
         _delete_=True,
         type='itpn_mm.MaskDINOHead',
