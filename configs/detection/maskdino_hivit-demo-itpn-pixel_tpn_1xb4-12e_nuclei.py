@@ -48,6 +48,6 @@ model = dict(
     panoptic_fusion_head=dict(
         type='itpn_mm.MaskDINOFusionHead', num_things_classes=1, num_stuff_classes=0
     ),
-    train_cfg=dict(),
+    train_cfg=dict(num_points=2048),  # a mask has 32 x 32 cells
     test_cfg=dict(panoptic_on=False, instance_on=True, max_per_image=40),
 )
