@@ -75,8 +75,9 @@ PARTS = (
         ('mmcv', 'mmdet'),
         ('DINO', 'MaskDINO', 'MaskDINOHead', 'MaskDINOFusionHead'),
     ),
+    Part('segmentation', None, ('mmcv', 'mmseg')),
     Part(
-        'segmentation',
+        'MaskDINO in mmseg',
         'itpn_mm.segmentation',
         ('mmcv', 'mmdet', 'mmseg'),
         ('MaskDINODecodeHead',),

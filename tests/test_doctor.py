@@ -95,6 +95,7 @@ def test_operators_that_do_not_load():
     state = {line[2:22].strip(): line[23:] for line in lines}
     assert state['detection'].startswith('CANNOT RUN, the operators of mmcv do not load')
     assert state['rotated detection'].startswith('CANNOT RUN')
+    assert state['MaskDINO in mmseg'].startswith('CANNOT RUN')
     assert state['segmentation'].startswith('runs')
     rebuild = doctor.find_remedies(healthy(), error, 'onedl')[0]
     assert '--force-reinstall --no-deps onedl-mmcv==2.3.6' in rebuild
