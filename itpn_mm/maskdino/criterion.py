@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .pairs import Pairs
-from .points import place, sample_masks, uncertain_points
+from .points import place, sample_masks, sample_together, uncertain_points
 from .precision import single_precision
 from .predictor import Outputs, Predictions
 from .targets import Target, first_objects
@@ -162,8 +162,8 @@ class MaskDINOCriterion(nn.Module):
             return torch.zeros((*predictions.boxes.shape[:2], 0), device=device)
         points = torch.rand(1, self.num_points, 2, device=device)
         ratios = None if outputs.ratios is None else outputs.ratios[image, None]
-        features = outputs.mask_features[image, None].float()
-        features = point_sample(features, place(points, ratios))[0]
+        features = outputs.mask_features[image].float()
+        features = sample_together(features, place(points, ratios)[0])
         owners = torch.arange(len(target), device=device)
         objects = InstanceData(
             labels=target.labels,

@@ -5,6 +5,7 @@ and what lies outside counts as 0.
 """
 
 import torch
+import torch.nn.functional as F
 from mmcv.ops import point_sample
 from torch import Tensor
 
@@ -38,6 +39,32 @@ def sample_masks(masks: Tensor, owners: Tensor, points: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def sample_together(maps: Tensor, points: Tensor) -> Tensor:
+    """Sample many maps at the same points, which is one weighted sum of four rows for each point.
+
+    Faster than a grid sample, which looks up each map by itself; without gradients.
+
+    Args:
+        maps: (C, H, W).
+        points: (K, 2).
+
+    Returns:
+        (C, K).
+    """
+    height, width = maps.shape[-2:]
+    corners = points.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
+    places = points * points.new_tensor([width, height]) - 0.5
+    cells = places.floor()[:, None] + corners  # (K, 4, 2)
+    weights = (1 - (places[:, None] - cells).abs()).prod(-1)
+    x, y = cells.long().unbind(-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    rows = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    table = maps.flatten(1).T.contiguous()
+    found = F.embedding_bag(rows, table, mode='sum', per_sample_weights=weights * inside)
+    return found.T.contiguous()
+
+
+@torch.no_grad()
 def uncertain_points(
     logits: Tensor,
     num_points: int,
@@ -62,7 +89,7 @@ def uncertain_points(
     count = int(importance_sample_ratio * num_points)
     candidates = torch.rand(1, int(oversample_ratio * num_points), 2, device=logits.device)
     others = torch.rand(1, num_points - count, 2, device=logits.device)
-    certainty = point_sample(logits[None], place(candidates, ratios))[0].abs()
+    certainty = sample_together(logits, place(candidates, ratios)[0]).abs_()
     best = certainty.topk(count, largest=False, sorted=False).indices
     return torch.cat((candidates[0, best], others.expand(len(logits), -1, -1)), 1)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.ops import point_sample
 
-from itpn_mm.maskdino.points import place, sample_masks, uncertain_points
+from itpn_mm.maskdino.points import place, sample_masks, sample_together, uncertain_points
 
 coordinates = st.one_of(
     st.floats(-0.5, 1.5, width=32), st.sampled_from([0.0, 1.0, 0.125, 0.5, 0.875, -0.125, 1.125])
@@ -30,10 +30,21 @@ def test_sample_masks(height, width, points, seed):
         torch.testing.assert_close(found, wanted, rtol=0, atol=2e-6)
 
 
+@given(st.integers(1, 5), st.integers(1, 5), points_of_masks, st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_sample_together(height, width, points, seed):
+    """As a grid sample has it."""
+    maps = torch.randn(4, height, width, generator=torch.Generator().manual_seed(seed))
+    points = torch.tensor(points)
+    found = sample_together(maps, points)
+    torch.testing.assert_close(found, point_sample(maps[None], points[None])[0], rtol=0, atol=4e-6)
+
+
 def test_points_far_outside_are_nothing():
     masks = torch.ones(1, 3, 4, dtype=torch.bool)
     points = torch.tensor([[[-5.0, 0.5], [0.5, 9.0], [1e6, -1e6], [0.5, 0.5]]])
     assert sample_masks(masks, torch.tensor([0]), points).tolist() == [[0, 0, 0, 1]]
+    assert sample_together(masks.float(), points[0]).tolist() == [[0, 0, 0, 1]]
 
 
 def test_uncertain_points_are_uncertain():
