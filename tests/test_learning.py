@@ -170,7 +170,7 @@ def test_rotated_boxes_by_heart(data, tmp_path):
     assert metrics['val/dota/AP50'] >= 0.90
 
 
-SEGMENTORS = dict(upernet=800, maskdino=500)  # iterations
+SEGMENTORS = dict(upernet=800, maskdino=800)  # iterations
 
 
 @pytest.mark.parametrize('name', SEGMENTORS)
