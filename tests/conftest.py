@@ -13,6 +13,8 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+pytest_plugins = ['tests.checklist']
+
 
 @pytest.fixture(scope='session')
 def root() -> Path:

@@ -1,0 +1,172 @@
+"""The reliability checklist, and the record that a run of the tests writes of it.
+
+A test belongs to a line by `@pytest.mark.checklist('name')`, and leaves the figures it saw there
+with the fixture `record_figure`. With `--reliability FILE` a run writes them down, and
+`tools/report_reliability.py` lays them out as the table in docs/reliability.md.
+"""
+
+import json
+import platform
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Name of a line -> what has to hold.
+LINES = {
+    'parity': 'Outputs, gradients and names of parameters are those of the released models',
+    'resume': '2N iterations, and N, a kill and N, are bit-equal in losses, parameters, optimizer '
+    'and teacher; with 0 and 2 workers',
+    'kill': '`kill -9` at 20 random moments of a run: 20 recoveries',
+    'atomic': 'A checkpoint is written whole or not at all; the last good one stays; a damaged one '
+    'is passed over with a message; a full disk is a clear error',
+    'damaged-files': 'Damaged checkpoints: one message with file and cause, never a partial load',
+    'safe-loading': 'No code in a checkpoint is run; safetensors there and back bit-equal',
+    'ddp': '2 processes of 4 images are 1 process of 8: loss to 1e-6, gradients to 1e-5; the EMA '
+    'teacher is equal on all ranks; accumulation 4 x 2 = 1 x 8',
+    'fsdp': 'FSDP: checkpoints, full and sharded, load into a plain model bit by bit',
+    'deepspeed': 'DeepSpeed ZeRO trains our models by config',
+    'amp': 'bfloat16 stays within 2 % of float32 over 100 steps; steps that overflow are skipped '
+    'and counted',
+    'determinism': 'Two runs are bit-equal over 30 steps, whatever the number of workers',
+    'loss-files': 'Committed losses of 20 steps are met exactly on the pinned stack',
+    'nonfinite': 'NaN and infinity stop the run, or skip k steps; layer and batch are named and '
+    'saved',
+    'equivalences': 'Checkpointing, fused attention, compilation, masking of 0 %, migration of 0 %, '
+    'a single window: each equals the plain path to 1e-5',
+    'migration': 'Kept and dropped tokens are a permutation, all come back, and neither padding nor '
+    'the order of the batch matters',
+    'fuzz-configs': '300 random valid model configs train; 100 invalid ones name the field',
+    'fuzz-sizes': '200 image sizes of 16 to 96 pixels',
+    'fuzz-checkpoints': '200 checkpoints with random damage: a message, never a partial load',
+    'bad-data': 'Broken pictures and annotations: what is skipped is counted and named',
+    'layer-decay': 'Learning rates of all parameters are as stated, in classification, detection, '
+    'segmentation and rotated detection',
+    'no-shared-state': 'No mutable defaults are shared; models pickle and copy; names of '
+    'parameters are stable',
+    'leak': '500 iterations of DINO and MaskDINO: memory grows by less than 50 MB; no compilation '
+    'after 3 shapes',
+    'learning': 'Detectors and segmentors learn 8 images by heart',
+    'memory': 'Predicted memory is what is measured; checkpointing and half precision save what '
+    'they say',
+    'export-onnx': 'ONNX Runtime agrees with the model to 1e-4',
+    'export-torch': 'torch.export agrees with the model',
+    'environments': 'Both stacks pass; the wheel installs and works on its own',
+    'security': 'Nothing unpickles foreign data, no shell, pinned dependencies, paths stay put',
+}
+PACKAGES = (
+    *('torch', 'torchvision', 'numpy'),
+    *(
+        'onedl-mmengine',
+        'onedl-mmcv',
+        'onedl-mmpretrain',
+        'onedl-mmdetection',
+        'onedl-mmsegmentation',
+    ),
+    *('mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmsegmentation', 'onedl-mmrotate', 'mmrotate'),
+    *('onnx', 'onnxruntime', 'safetensors'),
+)
+
+
+class Record:
+    """What became of each line; `path` is where it is written when the run ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: dict[str, dict[str, Any]] = {}
+        self.started = time.time()
+
+    def line(self, name: str) -> dict[str, Any]:
+        empty = dict(passed=0, failed=0, skipped={}, seconds=0.0, figures=[])
+        return self.lines.setdefault(name, empty)
+
+    def write(self) -> None:
+        """Write what was seen; a line without a test in this run is not in the file."""
+        versions = {}
+        for package in PACKAGES:
+            try:
+                versions[package] = version(package)
+            except PackageNotFoundError:
+                continue
+        record = dict(
+            date=time.strftime('%Y-%m-%d', time.gmtime(self.started)),
+            python=platform.python_version(),
+            versions=versions,
+            lines={name: self.lines[name] for name in LINES if name in self.lines},
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(record, indent=1) + '\n')
+
+
+RECORD = pytest.StashKey[Record]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption('--reliability', metavar='FILE', help='write the reliability checklist there')
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line('markers', 'checklist(name): the line of tests/checklist.py')
+    if path := config.getoption('--reliability'):
+        config.stash[RECORD] = Record(Path(path))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a marker that names no line."""
+    for item in items:
+        for name in names_of(item):
+            if name not in LINES:
+                raise pytest.UsageError(
+                    f'{item.nodeid}: the checklist has no line {name!r}; it has {sorted(LINES)}'
+                )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Count the test for its lines: once called, or where its fixtures failed or skipped it."""
+    report = yield
+    record = item.config.stash.get(RECORD, None)
+    if record is None or (report.when != 'call' and report.passed):
+        return report
+    for name in names_of(item):
+        line = record.line(name)
+        line['seconds'] = round(line['seconds'] + report.duration, 1)
+        if report.skipped:
+            reason = (
+                report.longrepr[2] if isinstance(report.longrepr, tuple) else 'expected to fail'
+            )
+            reason = reason.removeprefix('Skipped: ')
+            line['skipped'][reason] = line['skipped'].get(reason, 0) + 1
+        else:
+            line[report.outcome] += 1
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if record := session.config.stash.get(RECORD, None):
+        record.write()
+
+
+def names_of(item: pytest.Item) -> list[str]:
+    """The lines a test belongs to; it may have several markers, of itself and its module."""
+    return list(dict.fromkeys(mark.args[0] for mark in item.iter_markers('checklist')))
+
+
+@pytest.fixture
+def record_figure(request: pytest.FixtureRequest) -> Any:
+    """A function that leaves a figure beside the lines of the test: `(what, value, limit=None)`.
+
+    `value` is a number, or text where one number does not say it; `limit` is the pass mark in
+    words, such as '<= 1e-5'. The test itself asserts.
+    """
+    names = names_of(request.node)
+    assert names, 'a test that records a figure needs a checklist marker'
+
+    def record_figure(what: str, value: float | int | str, limit: str | None = None) -> None:
+        if record := request.config.stash.get(RECORD, None):
+            for name in names:
+                record.line(name)['figures'].append(dict(what=what, value=value, limit=limit))
+
+    return record_figure
