@@ -34,10 +34,10 @@ LINES = {
     'loss-files': 'Committed losses of 20 steps are met exactly on the pinned stack',
     'nonfinite': 'NaN and infinity stop the run, or skip k steps; layer and batch are named and '
     'saved',
-    'equivalences': 'Checkpointing, fused attention, compilation, masking of 0 %, migration of 0 %, '
-    'a single window: each equals the plain path to 1e-5',
-    'migration': 'Kept and dropped tokens are a permutation, all come back, and neither padding nor '
-    'the order of the batch matters',
+    'equivalences': 'Checkpointing, fused attention, compilation, masking of 0 %, migration of '
+    '0 %, a single window: each equals the plain path to 1e-5',
+    'migration': 'Kept and dropped tokens are a permutation, all come back, and neither padding '
+    'nor the order of the batch matters',
     'fuzz-configs': '300 random valid model configs train; 100 invalid ones name the field',
     'fuzz-sizes': '200 image sizes of 16 to 96 pixels',
     'fuzz-checkpoints': '200 checkpoints with random damage: a message, never a partial load',
