@@ -202,9 +202,9 @@ class Acceleration(nn.Module):
         """Take tokens away, so that windows have not ``before`` but ``after`` tokens."""
         num_other = x.shape[1] - ids.shape[1]  # gathering and class tokens, which stay
         stay, leave = choose_rows(block.mean_keys(x[:, num_other:]), grid, before, after)
-        other = torch.arange(num_other, device=x.device).expand(len(x), -1)
+        other = torch.arange(num_other, device=x.device).expand(x.shape[0], -1)
         rows = torch.cat([other, stay + num_other], dim=1)
-        ids = ids.expand(len(x), -1)
+        ids = ids.expand(x.shape[0], -1)
         departure = Departure(layer, ids.gather(1, leave), take_tokens(x, leave + num_other))
         return take_tokens(x, rows), ids.gather(1, stay), departure
 

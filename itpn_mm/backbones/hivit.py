@@ -251,6 +251,8 @@ class HiViT(PretrainedModule):
         """
         x = self._pad(x)
         height, width = (n // self.patch_size for n in x.shape[2:])
+        if torch.jit.is_tracing():  # an exported model takes images of one size
+            height, width = int(height), int(width)
         tokens = TokenGrid(height, width, keep, x.device)
         if keep is not None:
             x = gather_patches(x, keep, self.patch_size)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .report import shorten
+from .shards import merge_shards, shard_files
 
 # Where training scripts put the weights: mmengine and the authors' mmdet, their own scripts,
 # DeepSpeed. Beside the model, some keep an exponential moving average of it (timm, mmengine).
@@ -92,7 +93,7 @@ def read_checkpoint(
     """Read the tensors of a checkpoint: safetensors, or what ``torch.save`` wrote.
 
     Args:
-        path: A local file.
+        path: A local file, or a folder of files of the processes of FSDP.
         trust: Unpickle whatever the file holds, which lets it run any code. For files of people
             you trust.
         float32: Convert half-precision tensors to float32.
@@ -107,7 +108,11 @@ def read_checkpoint(
         ValueError: The path is not a local file, or the file is damaged, unsafe, not a checkpoint,
             or without the moving average that is asked for.
     """
-    state = unwrap(read_file(path, trust=trust), path, ema)
+    if files := shard_files(path):
+        checkpoint = merge_shards([read_file(file, trust=trust) for file in files], path)
+    else:
+        checkpoint = read_file(path, trust=trust)
+    state = unwrap(checkpoint, path, ema)
     if float32:
         state = {
             name: tensor.float() if is_half(tensor) else tensor for name, tensor in state.items()

@@ -6,6 +6,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..registry import HOOKS
+from .fsdp import whole_root
 
 
 @HOOKS.register_module()
@@ -31,7 +32,8 @@ class EMATeacherHook(Hook):
                 f'{type(teacher).__name__}; give the model an EMA teacher or remove the hook'
             )
         if teacher.steps == 0:
-            teacher.update_parameters(model.backbone)
+            with whole_root(runner.model):
+                teacher.update_parameters(model.backbone)
 
     def after_train_iter(
         self,
@@ -45,7 +47,8 @@ class EMATeacherHook(Hook):
         # decided about the step.
         if runner.optim_wrapper.should_update():
             model = unwrap(runner.model)
-            model.teacher.update_parameters(model.backbone)
+            with whole_root(runner.model):
+                model.teacher.update_parameters(model.backbone)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

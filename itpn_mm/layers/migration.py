@@ -30,7 +30,7 @@ def choose_leaving(keys: Tensor, num: int) -> tuple[Tensor, Tensor]:
             f'`num` must be 0 to {min((length + 1) // 2, length - 1)} for windows of {length} '
             f'tokens, of which half may leave, but got {num}'
         )
-    leaves = torch.zeros(keys.shape[:-1], dtype=torch.uint8, device=keys.device)
+    leaves = torch.zeros_like(keys[..., 0], dtype=torch.uint8)
     if num:
         keys = F.normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)), dim=-1)
         a, b = keys[..., ::2, :], keys[..., 1::2, :]
@@ -61,7 +61,7 @@ def restore_tokens(values: Sequence[Tensor], ids: Sequence[Tensor]) -> Tensor:
     Returns:
         All tokens (B, L, C) in the order of their places.
     """
-    b = len(values[0])
+    b = values[0].shape[0]
     places = torch.cat([index.expand(b, -1) for index in ids], dim=1) if len(ids) > 1 else ids[0]
     x = torch.cat(list(values), dim=1) if len(values) > 1 else values[0]
     return take_tokens(x, places.argsort(dim=1))

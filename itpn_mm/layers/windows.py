@@ -165,9 +165,9 @@ class TokenWindows:
             strict=True,
         ):
             kw, vw = _fold(kw, num, k_prefix), _fold(vw, num, v_prefix)
-            mixed.append(_unfold(attend(_fold(qw, num), kw, vw, bias), len(q)))
+            mixed.append(_unfold(attend(_fold(qw, num), kw, vw, bias), q.shape[0]))
             if per_window:
-                gathered.append(_unfold(attend(_fold(qg, num), kw, vw), len(q)))
+                gathered.append(_unfold(attend(_fold(qg, num), kw, vw), q.shape[0]))
         if self.num_prefix:
             keys, values = k[:, self.num_gathering :], v[:, self.num_gathering :]
             gathered.append(attend(q_prefix, keys, values, prefix_bias))

@@ -42,6 +42,12 @@ class EMATeacher(ExponentialMovingAverage):
         """Stay in evaluation mode: targets know no stochastic depth."""
         return super().train(False)
 
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average the parameters of the online backbone in; the first time, copy them."""
+        # Sharding puts others in the place of those that mmengine collected when it was built.
+        self.avg_parameters = dict(self.module.named_parameters())
+        super().update_parameters(model)
+
     @torch.no_grad()
     def forward(self, images: Tensor, patches: Tensor) -> tuple[Tensor, ...]:
         """Stage outputs of the given patches alone, each with its own position.
