@@ -1,5 +1,6 @@
 """Keeps the EMA teacher of a pre-training model in step with the optimizer."""
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -18,8 +19,11 @@ class EMATeacherHook(Hook):
     once for each step of the optimizer, not for each iteration of gradient accumulation. (A step
     that mixed precision skips because of an infinite gradient counts as one: nothing tells.)
 
+    It works in FSDP by `itpn_mm.FSDPStrategy`, and in stages 1 and 2 of DeepSpeed's ZeRO.
+
     Raises:
-        ValueError: The model has no such teacher.
+        ValueError: The model has no such teacher, or it cannot follow: weights in half precision
+            lose its small steps, and stage 3 of ZeRO keeps each weight on one process only.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -30,6 +34,18 @@ class EMATeacherHook(Hook):
             raise ValueError(
                 f'`custom_hooks` has {type(self).__name__}, but {type(model).__name__}.teacher is '
                 f'{type(teacher).__name__}; give the model an EMA teacher or remove the hook'
+            )
+        weight = next(model.backbone.parameters())
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f'weights are in {weight.dtype}, in which the EMA teacher cannot follow in small '
+                'steps; keep them in float32 and use autocast: AmpOptimWrapper, or '
+                '`torch_autocast` of DeepSpeed'
+            )
+        if hasattr(weight, 'ds_id'):
+            raise ValueError(
+                'stage 3 of ZeRO shards the weights that the EMA teacher follows; take stage 1 or '
+                "2, or `strategy=dict(type='itpn_mm.FSDPStrategy')`"
             )
         if teacher.steps == 0:
             with whole_root(runner.model):
@@ -45,10 +61,18 @@ class EMATeacherHook(Hook):
         """Move the teacher if the iteration ended with a step of the optimizer."""
         # The count behind this answer rises in `backward` only, so here it is still the one that
         # decided about the step.
-        if runner.optim_wrapper.should_update():
+        if has_stepped(runner):
             model = unwrap(runner.model)
             with whole_root(runner.model):
                 model.teacher.update_parameters(model.backbone)
+
+
+def has_stepped(runner: Runner) -> bool:
+    """Whether the iteration that just ran ended with a step of the optimizer."""
+    if hasattr(runner.optim_wrapper, 'should_update'):
+        return runner.optim_wrapper.should_update()
+    engine = runner.model  # DeepSpeed counts by itself
+    return engine.micro_steps % engine.gradient_accumulation_steps() == 0
 
 
 def unwrap(model: nn.Module) -> nn.Module:
