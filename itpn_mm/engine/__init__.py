@@ -1,19 +1,23 @@
 """Tools of a training run, for every OpenMMLab package: optimizer settings, hooks, checks."""
 
+from .checkpoint_hook import AtomicCheckpointHook
 from .compile_hook import CompileHook
 from .ema_hook import EMATeacherHook
 from .fsdp import FSDPStrategy
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .load_hook import load_trained
 from .model_fit import check_model_fits
+from .nonfinite_hook import NonFiniteHook
 from .preflight import PreflightHook, check_config
 from .seed_hook import SeedHook
 
 __all__ = [
+    'AtomicCheckpointHook',
     'CompileHook',
     'EMATeacherHook',
     'FSDPStrategy',
     'LayerDecayOptimWrapperConstructor',
+    'NonFiniteHook',
     'PreflightHook',
     'SeedHook',
     'check_config',

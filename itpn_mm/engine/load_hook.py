@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel
-from mmengine.runner import BaseLoop, CheckpointLoader, Runner, find_latest_checkpoint
+from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from torch import Tensor, nn
 
 from ..checkpoint import (
@@ -23,6 +24,7 @@ from ..checkpoint.io import unwrap as take_state
 from ..checkpoint.maskdino import HEAD_PARTS, rename_head
 from ..checkpoint.pretrained import check_share, copy_shared_table, why_optional
 from ..checkpoint.report import shorten
+from ..checkpoint.storage import check_file, newest_good
 from .ema_hook import unwrap
 
 # The Runner hands a path that starts with this to the function below instead of unpickling it.
@@ -40,18 +42,44 @@ def prepare_load(runner: Runner) -> None:
 
     A file to start from or to evaluate is read by :func:`load_from_itpn_mm`. A file to resume from
     is mmengine's own and left to it, after a look whether it is whole and asks for nothing but what
-    mmengine saves.
+    mmengine saves. Without a name it is the last one of the run that is whole, whatever mmengine
+    noted down last.
 
     Raises:
         ValueError: The file to resume from is damaged or asks for something else.
     """
-    path = runner._load_from
-    if runner._resume:
-        path = path or find_latest_checkpoint(runner.work_dir)
-        if path is not None and Path(path).expanduser().is_file():
-            read_file(path, resumable=True)
-    elif path is not None and '://' not in str(path):
-        runner._load_from = f'{SCHEME}{path}'
+    path = runner._resume if isinstance(runner._resume, str) else runner._load_from
+    if not runner._resume:
+        if path is not None and '://' not in str(path):
+            runner._load_from = f'{SCHEME}{path}'
+    elif path is None:
+        runner._load_from = _newest_good(runner.work_dir)
+        if runner._load_from is None:
+            print_log(f'nothing to resume in {runner.work_dir}: training begins', 'current')
+            runner._resume = False
+    elif Path(path).expanduser().exists():
+        check_file(path)
+
+
+def _newest_good(work_dir: str) -> str | None:
+    """The checkpoint to resume from, the same on all ranks; None to begin."""
+    found: list[Any] = [None]
+    if is_main_process():  # the others wait, also for an error
+        try:
+            path, damaged = newest_good(work_dir)
+            for other, reason in damaged.items():
+                print_log(
+                    f'{other.name} is passed over, the run goes on from {path.name}: {reason}',
+                    'current',
+                    logging.WARNING,
+                )
+            found = [None if path is None else str(path)]
+        except ValueError as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], ValueError):
+        raise found[0]
+    return found[0]
 
 
 def adapt_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:

@@ -68,12 +68,12 @@ class SeedHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
     ) -> None:
         """Seed the generators for what the model draws."""
-        seed_iteration(runner)
+        seed_iteration(runner, runner.iter)
 
 
-def seed_iteration(runner: Runner) -> None:
-    """Seed the global generators for the current iteration of a run, on this rank."""
-    seed_generators(seed_of(ITERATIONS, runner.seed, runner.iter, runner.rank))
+def seed_iteration(runner: Runner, iteration: int) -> None:
+    """Seed the global generators for an iteration of a run, on this rank."""
+    seed_generators(seed_of(ITERATIONS, runner.seed, iteration, runner.rank))
 
 
 class _Batches:

@@ -1,0 +1,161 @@
+"""Files of a run: written whole or not at all, and checked before a run goes on from one."""
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+from mmengine.fileio import LocalBackend, register_backend
+
+from .io import read_file
+from .shards import shard_files
+
+SUM_SUFFIX = '.sha256'  # a line as `sha256sum` writes it, so that `sha256sum -c` checks it
+ATOMIC_BACKEND = 'itpn_mm.atomic'
+
+
+@register_backend(ATOMIC_BACKEND, force=True)
+class AtomicBackend(LocalBackend):
+    """Local files of mmengine, each with its check sum beside it, that are never seen half written.
+
+    The backend of :class:`itpn_mm.engine.AtomicCheckpointHook`; by name for what else writes
+    checkpoints: `backend_args=dict(backend='itpn_mm.atomic')`.
+    """
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write a file; an older one of the name stays as it is until the new one is on the disk.
+
+        Raises:
+            OSError: The file could not be written, as on a full disk; the older one is still there.
+        """
+        path = Path(filepath)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sums = _sum_file(path)
+        # The sum is never that of another file: without one, a file is checked by what it holds.
+        sums.unlink(missing_ok=True)
+        _write(path, obj)
+        _write(sums, f'{hashlib.sha256(obj).hexdigest()}  {path.name}\n'.encode())
+
+    def remove(self, filepath: str | Path) -> None:
+        """Remove a file and its check sum."""
+        _sum_file(Path(filepath)).unlink(missing_ok=True)
+        super().remove(filepath)
+
+
+def _sum_file(path: Path) -> Path:
+    return path.with_name(path.name + SUM_SUFFIX)
+
+
+def _sum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write by way of a temporary file beside; in place only once it is on the disk."""
+    unfinished = path.with_name(f'.{path.name}.tmp')
+    try:
+        with unfinished.open('wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            error.errno,
+            f'{path}: not written ({error.strerror}); it takes {len(data) / 2**20:.1f} MiB and '
+            f'{free / 2**20:.1f} MiB are free; what was saved before is intact: make room, resume',
+        ) from error
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name of a file survive a power failure; some file systems cannot."""
+    if os.name != 'posix':
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove what a process that was killed while it wrote has left behind."""
+    for path in Path(folder).glob('.*.tmp'):
+        path.unlink(missing_ok=True)
+
+
+def check_file(path: str | Path) -> None:
+    """Check that a checkpoint is whole: by the check sum beside it, if any, and by reading it.
+
+    Args:
+        path: File that a run is to be resumed from, or a folder of shards.
+
+    Raises:
+        ValueError: It is not; the message names the file and what is wrong.
+        FileNotFoundError: There is no such file.
+    """
+    path = Path(path).expanduser()
+    for file in shard_files(path) or [path]:
+        sums = _sum_file(file)
+        if sums.is_file() and file.is_file():
+            expected, found = sums.read_text().split(' ')[0], _sum(file)
+            if found != expected:
+                raise ValueError(
+                    f'{file}: the file is damaged: its SHA-256 is {found[:12]}..., but {sums.name} '
+                    f'says {expected[:12]}...'
+                )
+        read_file(file, resumable=True)
+
+
+def newest_good(folder: str | Path) -> tuple[Path | None, dict[Path, str]]:
+    """Find the checkpoint to resume from: the last one of a run that is whole.
+
+    Args:
+        folder: The folder of the run, with `epoch_3.pth` or `iter_500.pth` and the like; where its
+            file `last_checkpoint` points elsewhere, that folder is looked at.
+
+    Returns:
+        The checkpoint, None if there is none at all, and the newer ones that are damaged with what
+        is wrong with each.
+
+    Raises:
+        ValueError: There are checkpoints, but every one is damaged.
+    """
+    folder, damaged = Path(folder), {}
+    pointer = folder / 'last_checkpoint'
+    if pointer.is_file() and (said := pointer.read_text().strip()):
+        folder = Path(said).parent if Path(said).parent.is_dir() else folder
+    for path in sorted(_checkpoints(folder), key=_age, reverse=True):
+        try:
+            check_file(path)
+        except ValueError as error:
+            damaged[path] = str(error)
+        else:
+            return path, damaged
+    if damaged:
+        raise ValueError(
+            f'no checkpoint in {folder} is whole: {"; ".join(damaged.values())}; remove them to '
+            'train from the beginning'
+        )
+    return None, {}
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """What a run can be resumed from; the best so far (`best_*.pth`) has no optimizer."""
+    names = re.compile(r'(?!best_).*_\d+\.pth')
+    return [path for path in folder.glob('*.pth') if names.fullmatch(path.name)]
+
+
+def _age(path: Path) -> tuple[int, float]:
+    """Order of checkpoints: the number of epochs or iterations, then the time of writing."""
+    return int(re.findall(r'\d+', path.stem)[-1]), path.stat().st_mtime
