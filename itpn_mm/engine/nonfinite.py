@@ -50,7 +50,8 @@ def find_cause(model: nn.Module, step: Callable[[], Mapping[str, Tensor]]) -> st
 @contextmanager
 def _watching(named: list[tuple[str, nn.Module]], causes: list[str]) -> Iterator[None]:
     """Note the first output, and the first gradient of an output, that is not finite."""
-    taken: dict[int, list[str]] = {}  # identity of a tensor -> modules that it is an input of
+    # Identity of a tensor -> the tensor, which must live for that, and modules it is an input of.
+    taken: dict[int, tuple[Tensor, list[str]]] = {}
 
     def check(name: str, module: nn.Module, inputs: tuple, kwargs: dict, output: Any) -> None:
         bad = [t for t in _tensors(output) if not t.isfinite().all()]
@@ -61,15 +62,17 @@ def _watching(named: list[tuple[str, nn.Module]], causes: list[str]) -> Iterator
                 f'the output of `{name}` ({type(module).__name__}; {_count(bad[0])}), {origin}'
             )
         for tensor in _tensors((inputs, kwargs)):
-            taken.setdefault(id(tensor), []).append(name)
+            taken.setdefault(id(tensor), (tensor, []))[1].append(name)
         for tensor in _tensors(output):
             if tensor.requires_grad:
-                key = id(tensor)
-                tensor.register_hook(lambda gradient: check_gradient(name, key, gradient))
+                entry = taken.setdefault(id(tensor), (tensor, []))
+                tensor.register_hook(
+                    lambda gradient, takers=entry[1]: check_gradient(name, takers, gradient)
+                )
 
-    def check_gradient(name: str, key: int, gradient: Tensor) -> None:
+    def check_gradient(name: str, takers: list[str], gradient: Tensor) -> None:
         if not causes and not gradient.isfinite().all():
-            takers = ', '.join(f'`{taker}`' for taker in taken.get(key, ())) or 'no other layer'
+            takers = ', '.join(f'`{taker}`' for taker in takers) or 'no other layer'
             causes.append(
                 f'the gradient of the output of `{name}`, which goes to {takers} '
                 f'({_count(gradient)})'
