@@ -25,6 +25,8 @@ def resize_matrix(src: int, dst: int, ratio: float | None = None) -> Tensor:
             table. ``None``: q is chosen so that it reaches as far as the wanted table, and what
             little is beyond has the value of the last.
     """
+    if src == 1:  # of a grid of one row: what is known of difference 0 is all there is
+        return torch.ones(dst, 1, dtype=torch.float64)
     clamp = ratio is None
     return _spline_matrix(src, dst, _find_ratio(src, dst) if clamp else ratio, clamp)
 
