@@ -88,7 +88,7 @@ def test_masks_and_boxes_are_those_of_the_model(masks, photographs):
         boxes = np.array([item['bbox'] for item in items])
         boxes[:, 2:] += boxes[:, :2]
         assert np.allclose(boxes, found.bboxes, atol=0.02)
-        assert boxes.max() > 0.8 * max(size)  # the model sees 128 pixels, whatever the size
+        assert boxes.max() > 0.75 * max(size)  # the model sees 128 pixels, whatever the size
         decoded = np.stack([coco_mask.decode(item['mask']) for item in items])
         assert decoded.any() and np.array_equal(decoded, found.masks.numpy())
 

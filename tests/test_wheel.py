@@ -11,8 +11,8 @@ import pytest
 LEFT_OUT = ('.git', '.venv*', 'data', 'work_dirs', 'tests', '*.egg-info', 'build', '__pycache__')
 
 
-def run(*command, cwd=None) -> str:
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd)
+def run(*command) -> str:
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -51,7 +51,8 @@ def installed(source, tmp_path_factory) -> Path:
 
 
 def ask(python: Path, script: str) -> str:
-    return run(python, '-c', script, cwd='/').strip()
+    """What a script prints there; it does not see `PYTHONPATH` or the folder of the tests."""
+    return run(python, '-I', '-c', script).strip()
 
 
 def find_package(python: Path) -> Path:
@@ -89,7 +90,8 @@ def test_building_writes_nothing_beside_the_package(installed, source):
 
 
 def test_doctor_of_a_bare_environment(installed):
-    result = subprocess.run([installed, '-m', 'itpn_mm', 'doctor'], capture_output=True, text=True)
+    command = [installed, '-I', '-m', 'itpn_mm', 'doctor']
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1, result.stderr
     assert f'{installed} -m pip install torch==' in result.stdout
 

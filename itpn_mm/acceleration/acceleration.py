@@ -1,7 +1,7 @@
 """Stage 3 on fewer tokens and in windows (paper, Section 4)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +167,7 @@ class Acceleration(nn.Module):
                 layouts[in_windows] = self._layout(in_windows, backbone, x, ids, grid, lengths)
             layout = layouts[in_windows]
             if in_windows and self.scales is not None:
-                layout = replace(layout, scale=self.scales[str(layer)])
+                layout = layout.replace(scale=self.scales[str(layer)])
             x = backbone.run_block(block, x, layout)
         return x[:, -ids.shape[1] :], ids, departures
 
@@ -237,11 +237,11 @@ class Acceleration(nn.Module):
         if rel_pos is not None or backbone.stages[2][0].attn.rel_pos is not None:
             # As long as no token has left, the windows of a group are alike: one tells for all.
             alike = in_windows and lengths == grid.areas
-            layout = replace(layout, grids=_grids(shape, index, groups, alike))
+            layout = layout.replace(grids=_grids(shape, index, groups, alike))
         if rel_pos is not None:
             layout = layout.share(x, rel_pos)
         if in_windows and self.cross_rel_pos is not None:
-            layout = replace(layout, cross_bias=self._cross_bias(x, grid, layout))
+            layout = layout.replace(cross_bias=self._cross_bias(x, grid, layout))
         return layout
 
     def _cross_bias(self, x: Tensor, grid: WindowGrid, layout: TokenWindows) -> Tensor:

@@ -27,6 +27,7 @@ class MigrationSchedule:
         if not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
             raise ValueError(f'`ratio` must be a number in [0, 1), but got {ratio!r}')
         self.ratio, self.depth = ratio, depth
+        self._share = Fraction(str(ratio)).as_integer_ratio()  # exact: 0.7 * 10 tokens are 7
         self.layers = _layers(schedule, depth)
         steps = len(self.layers)
         for step in range(steps):
@@ -49,7 +50,8 @@ class MigrationSchedule:
             areas: Tokens of the windows at the start.
             slots: Tokens of the tallest times the widest window.
         """
-        total = int(Fraction(str(self.ratio)) * slots)  # exact: 0.7 * 10 tokens are 7
+        part, whole = self._share
+        total = slots * part // whole
         lengths, current = [], list(areas)
         for layer in range(self.depth):
             if layer in self.layers:

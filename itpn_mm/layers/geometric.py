@@ -8,7 +8,7 @@ them is read at whole differences. It is linear in the table, so it is one matri
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # The ratio that the Fast-iTPN release writes down for its one-dimensional tables.
 DECOUPLED_RATIO = 1.0903078
@@ -52,7 +52,8 @@ def _spline_matrix(src: int, dst: int, ratio: float, clamp: bool) -> Tensor:
     if clamp:
         wanted = wanted.clip(known[0], known[-1])
     spline = CubicSpline(known, torch.eye(src, dtype=torch.float64).numpy())
-    return torch.from_numpy(spline(wanted))
+    # As a parameter, for torch.compile takes the shape of other constants of one name for dynamic.
+    return nn.Parameter(torch.from_numpy(spline(wanted)), requires_grad=False)
 
 
 # For torch.compile a matrix is a constant; it need not look into SciPy.

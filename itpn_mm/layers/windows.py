@@ -4,8 +4,7 @@ Letters: B images, L tokens, E channels, heads x d = E; G gathering and P class 
 before the patches of an image in this order.
 """
 
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from operator import index
 
 import torch
@@ -39,10 +38,9 @@ class WindowGrid:
         self.height, self.width, self.size = height, width, size
         self.num_rows, self.num_cols = -(-height // size), -(-width // size)
         rows, cols = _cut(height, self.num_rows), _cut(width, self.num_cols)
-        self.slots = max(rows) * max(cols)
-        shapes = [(a, b) for a in rows for b in cols]
+        self.slots = rows[0][1] * cols[0][1]
         self.groups = sorted(
-            ((shapes.count(shape), *shape) for shape in set(shapes)),
+            ((m * n, a, b) for m, a in rows for n, b in cols),
             key=lambda group: (-group[1] * group[2], -group[1]),
         )
 
@@ -91,10 +89,11 @@ class WindowGrid:
         return cells
 
 
-def _cut(length: int, count: int) -> list[int]:
-    """Lengths of ``count`` parts that differ by at most 1."""
-    edges = [i * length // count for i in range(count + 1)]
-    return [stop - start for start, stop in pairwise(edges)]
+def _cut(length: int, count: int) -> list[tuple[int, int]]:
+    """Number and length of ``count`` parts that differ by at most 1: longer ones, shorter ones."""
+    short, num_long = divmod(length, count)
+    parts = (num_long, short + 1), (count - num_long, short)
+    return [(num, size) for num, size in parts if num]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -186,9 +185,13 @@ class TokenWindows:
             rel_pos: Relative position that does not look at queries.
         """
         biases, prefix_bias = self._make_biases(x.unsqueeze(2), rel_pos)
-        return replace(
-            self, biases=tuple(bias.contiguous() for bias in biases), prefix_bias=prefix_bias
-        )
+        biases = tuple(bias.contiguous() for bias in biases)
+        return self.replace(biases=biases, prefix_bias=prefix_bias)
+
+    def replace(self, **changes: object) -> 'TokenWindows':
+        """The same with other values; torch 2.5 does not compile `dataclasses.replace`."""
+        values = {name: getattr(self, name) for name in self.__match_args__}
+        return TokenWindows(**{**values, **changes})
 
     def _make_biases(self, q: Tensor, rel_pos: nn.Module) -> tuple[list[Tensor], Tensor | None]:
         """Bias of the patches of each group, and of the class token."""

@@ -1,7 +1,6 @@
 """The feature pyramid that is pre-trained together with the backbone (paper, Section 3.2)."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -134,7 +133,7 @@ class TransformerPyramidNeck(PretrainedModule):
             raise ValueError(
                 f'`in_channels` {self.in_channels} and `in_strides` {ins} must be of one length'
             )
-        if not ins or any(b != 2 * a for a, b in pairwise(ins)):
+        if not ins or any(b != 2 * a for a, b in zip(ins, ins[1:])):
             raise ValueError(f'`in_strides` must double from one to the next, but got {ins}')
         allowed = ins + tuple(ins[-1] * 2**k for k in range(1, 4))
         if not outs or list(outs) != sorted(set(outs)) or any(s not in allowed for s in outs):
@@ -191,7 +190,7 @@ class TransformerPyramidNeck(PretrainedModule):
                 f'{found} channels; '
                 f'set neck.in_channels={found} or change `out_indices` of the backbone'
             )
-        for fine, coarse in pairwise(maps):
+        for fine, coarse in zip(maps, maps[1:]):
             if fine.shape[1:3] != (2 * coarse.shape[1], 2 * coarse.shape[2]):
                 raise ValueError(
                     'maps of neighbouring strides must differ by a factor of 2, but got '
