@@ -3,18 +3,27 @@
 #
 #   bash tools/dist_train.sh CONFIG PROCESSES [arguments of tools/train.py]
 #
-# Several machines: NNODES, NODE_RANK, MASTER_ADDR, PORT. PYTHON names the interpreter.
+# Several machines: NNODES, and either NODE_RANK, MASTER_ADDR and PORT, or RDZV=HOST:PORT of any of
+# them, which gives out the ranks by itself (RDZV_ID tells runs that share it apart). PYTHON names
+# the interpreter.
 set -euo pipefail
 
 if (( $# < 2 )); then
-    sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
 fi
 config=$1 processes=$2
 shift 2
 
+if [[ -n ${RDZV:-} ]]; then
+    meeting=(--rdzv_backend=c10d --rdzv_endpoint="$RDZV" --rdzv_id="${RDZV_ID:-itpn_mm}")
+else
+    meeting=(
+        --node_rank="${NODE_RANK:-0}"
+        --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}"
+    )
+fi
+
 exec "${PYTHON:-python}" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
-    --nproc_per_node="$processes" \
+    --nnodes="${NNODES:-1}" "${meeting[@]}" --nproc_per_node="$processes" \
     "$(dirname "${BASH_SOURCE[0]}")/train.py" "$config" --launcher pytorch "$@"
