@@ -21,6 +21,13 @@ from itpn_mm.layers import (
     resize_pos_embed,
     sincos_pos_embed,
 )
+from itpn_mm.layers.arguments import (
+    check_flags,
+    check_numbers,
+    check_positive,
+    check_rates,
+    check_sizes,
+)
 from itpn_mm.registry import MODELS
 
 from .arguments import parse_arch, parse_grid, parse_out_indices
@@ -104,6 +111,13 @@ class HiViT(PretrainedModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        check_sizes(in_channels=in_channels)
+        check_positive(stem_mlp_ratio=stem_mlp_ratio, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        check_flags(qkv_bias=qkv_bias, patch_norm=patch_norm, use_abs_pos_emb=use_abs_pos_emb)
+        check_numbers(interpolate_offset=interpolate_offset)
+        if layer_scale_init_value is not None:
+            check_numbers(layer_scale_init_value=layer_scale_init_value)
         arch = parse_arch(arch, self.arch_zoo)
         self.embed_dims, self.depths = arch['embed_dims'], tuple(arch['depths'])
         num_heads = arch['num_heads']
@@ -118,10 +132,8 @@ class HiViT(PretrainedModule):
             raise ValueError(
                 f"`rel_pos_bias='decomposed'` needs a square `img_size`, but got {img_size}"
             )
-        if not -1 <= frozen_stages <= 3:
-            raise ValueError(f'`frozen_stages` must be in -1..3, but got {frozen_stages}')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'`drop_path_rate` must be in [0, 1), but got {drop_path_rate}')
+        if frozen_stages not in range(-1, 4):
+            raise ValueError(f'`frozen_stages` must be in -1..3, but got {frozen_stages!r}')
         self.acceleration: nn.Module | None = None  # set by TokenMigration
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
@@ -251,14 +263,12 @@ class HiViT(PretrainedModule):
         """
         x = self._pad(x)
         height, width = (n // self.patch_size for n in x.shape[2:])
-        if torch.jit.is_tracing():  # an exported model takes images of one size
-            height, width = int(height), int(width)
         tokens = TokenGrid(height, width, keep, x.device)
         if keep is not None:
             x = gather_patches(x, keep, self.patch_size)
         x = self.patch_embed(x)
         maps = []
-        for blocks, merge in zip(self.stages[:2], self.merges, strict=True):
+        for blocks, merge in zip(self.stages, self.merges):
             for block in blocks:
                 x = self.run_block(block, x)
             maps.append(x)
@@ -290,7 +300,7 @@ class HiViT(PretrainedModule):
     ) -> Tensor:
         """Blocks ``start`` to ``stop`` (excluded) of stage 3: (B, P + L, E) -> (B, P + L, E)."""
         bias = None if self.rel_pos is None else self.rel_pos(x, tokens)
-        for block in self.stages[2][start:stop]:
+        for block in list(self.stages[2])[start:stop]:
             x = self.run_block(block, x, tokens, bias)
         return x
 

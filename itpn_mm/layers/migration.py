@@ -1,7 +1,7 @@
 """Token migration: which tokens leave, and how they come back (paper, Section 4.1)."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -35,11 +35,18 @@ def choose_leaving(keys: Tensor, num: int) -> tuple[Tensor, Tensor]:
         keys = F.normalize(keys.to(torch.promote_types(keys.dtype, torch.float32)), dim=-1)
         a, b = keys[..., ::2, :], keys[..., 1::2, :]
         # Neighbours are so alike that half precision would not tell them apart.
-        with nullcontext() if a.is_meta else torch.autocast(a.device.type, enabled=False):
+        with _without_autocast(a.device.type):
             best = (a @ b.transpose(-1, -2)).amax(dim=-1)
-        leaves.scatter_(-1, 2 * best.topk(num, dim=-1).indices, 1)
+        leaves = leaves.scatter(-1, 2 * best.topk(num, dim=-1).indices, 1)
     order = leaves.argsort(dim=-1, stable=True)
     return order[..., : length - num], order[..., length - num :]
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    """Autocast off where it is on; elsewhere nothing, which leaves no trace in an export."""
+    if device == 'meta' or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def take_tokens(x: Tensor, index: Tensor) -> Tensor:
