@@ -104,7 +104,14 @@ def check_common(cfg: Config, name: dict, scope: str) -> None:
     if name['arch'] != 'demo':
         assert cfg.auto_scale_lr.base_batch_size == int(name['gpus']) * batch
     assert cfg.train_dataloader.dataset.data_root == DATA_ROOTS[name['data']]
-    assert dict(type='itpn_mm.PreflightHook') in cfg.custom_hooks
+
+
+@pytest.mark.parametrize('name', PATHS)
+def test_hooks_of_the_runtime(name):
+    hooks = {key: hook.type for key, hook in read(name).default_hooks.items()}
+    assert hooks['checkpoint'] == 'itpn_mm.AtomicCheckpointHook'
+    assert hooks['preflight'] == 'itpn_mm.PreflightHook'
+    assert (hooks['seed'], hooks['nonfinite']) == ('itpn_mm.SeedHook', 'itpn_mm.NonFiniteHook')
 
 
 def test_the_list_of_configs():
@@ -195,8 +202,9 @@ def assert_trained(cfg: Config, runner, gradients: dict) -> None:
 
 def assert_hooks(cfg: Config, runner) -> None:
     """The runner has the hooks that the config names."""
-    hooks = {type(hook).__name__ for hook in runner.hooks}
-    assert {hook.type.removeprefix('itpn_mm.') for hook in cfg.custom_hooks} <= hooks
+    named = [*cfg.default_hooks.values(), *cfg.get('custom_hooks', [])]
+    built = {type(hook).__name__ for hook in runner.hooks}
+    assert {hook.type.rpartition('.')[2] for hook in named} <= built
 
 
 @pytest.mark.parametrize('name', PRETRAINING)
@@ -308,7 +316,7 @@ def test_misfits_stop_the_runner_before_training(changes, message, tmp_path, pre
 WITHOUT_TEACHER = {
     'model.mfm_head': None,
     'model.teacher': None,
-    'custom_hooks': [dict(type='itpn_mm.PreflightHook')],
+    'custom_hooks': [],
 }
 
 

@@ -194,7 +194,7 @@ def test_dino_is_the_stock_one_otherwise(scales):
     stock['model']['data_preprocessor'].pop('pad_size_divisor')
     for key in ('type', 'backbone', 'neck'):
         cfg['model'].pop(key), stock['model'].pop(key)
-    for key in ('optim_wrapper', 'custom_hooks', 'auto_scale_lr', 'pretrained'):
+    for key in ('optim_wrapper', 'default_hooks', 'auto_scale_lr', 'pretrained'):
         cfg.pop(key), stock.pop(key, None)
     assert cfg == {key: value for key, value in stock.items() if key != 'num_levels'}
 

@@ -64,7 +64,6 @@ def test_name_says_what_it_holds(name):
         assert loader.dataset.metainfo.classes == (data_set.CLASS,)
     parts = [cfg.train_dataloader.dataset.ann_file, cfg.val_dataloader.dataset.ann_file]
     assert ['train' in part for part in parts] == [True, False]
-    assert any(hook.type == 'itpn_mm.PreflightHook' for hook in cfg.custom_hooks)
     assert cfg.optim_wrapper.constructor == 'itpn_mm.LayerDecayOptimWrapperConstructor'
 
 

@@ -180,7 +180,6 @@ def test_configs_say_what_they_hold():
         assert cfg.train_cfg.max_iters == int(iters)
         assert cfg.train_dataloader.batch_size == int(batch)
         assert cfg.train_dataloader.dataset.data_root == f'data/demo/{data}'
-        assert dict(type='itpn_mm.PreflightHook') in cfg.custom_hooks
         warm_up, cosine = cfg.param_scheduler
         assert warm_up.end == cosine.begin and cosine.end == int(iters)
         assert cosine.T_max == cosine.end - cosine.begin

@@ -64,7 +64,6 @@ def test_name_says_what_it_holds(name):
     assert [PATHS[name].parent.name, cfg.default_scope] == (
         ['segmentation', 'mmseg'] if semantic else ['detection', 'mmdet']
     )
-    assert any(hook.type == 'itpn_mm.PreflightHook' for hook in cfg.custom_hooks)
     assert cfg.optim_wrapper.constructor == 'itpn_mm.LayerDecayOptimWrapperConstructor'
 
 

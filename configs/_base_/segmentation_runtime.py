@@ -1,5 +1,5 @@
-# Runtime of mmseg. The file of mmseg itself cannot be a base: one of the two stacks does not
-# resolve `mmseg::`.
+# Runtime of mmseg, with hooks that make a run exact, safe to kill and loud about NaN. The file of
+# mmseg itself cannot be a base: one of the two stacks does not resolve `mmseg::`.
 default_scope = 'mmseg'
 env_cfg = dict(
     cudnn_benchmark=True,
@@ -19,8 +19,12 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3),
+    checkpoint=dict(
+        type='itpn_mm.AtomicCheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3
+    ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
+    preflight=dict(type='itpn_mm.PreflightHook'),
+    seed=dict(type='itpn_mm.SeedHook'),
+    nonfinite=dict(type='itpn_mm.NonFiniteHook'),
 )
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]

@@ -1,5 +1,5 @@
 # Fine-tuning on the digits; see tools/demo_digits.py.
-_base_ = ['mmpretrain::_base_/default_runtime.py']
+_base_ = ['../_base_/classification_runtime.py']
 
 classes = ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
 model = dict(
@@ -30,7 +30,6 @@ data_preprocessor = dict(
     std=[58.395, 57.12, 57.375],
     to_rgb=True,
 )
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

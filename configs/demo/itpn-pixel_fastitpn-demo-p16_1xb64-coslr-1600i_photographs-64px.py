@@ -1,6 +1,6 @@
 # Integral pre-training of a very small Fast-iTPN on crops of photographs as small as the digits.
 # See tools/demo_digits.py.
-_base_ = ['mmpretrain::_base_/default_runtime.py']
+_base_ = ['../_base_/classification_runtime.py']
 
 model = dict(
     type='itpn_mm.iTPN',
@@ -39,7 +39,7 @@ model = dict(
     ),
     teacher=dict(type='itpn_mm.EMATeacher', momentum=0.996),
 )
-custom_hooks = [dict(type='itpn_mm.EMATeacherHook'), dict(type='itpn_mm.PreflightHook')]
+custom_hooks = [dict(type='itpn_mm.EMATeacherHook')]
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/models/cascade-mask-rcnn_hivit-base_tpn.py',
     '../_base_/datasets/coco_instance_ms-crop.py',
     '../_base_/schedules/adamw_layer-decay_1x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/detection_runtime.py',
 ]
 
 optim_wrapper = dict(optimizer=dict(lr=1e-4))

@@ -31,5 +31,10 @@ optim_wrapper = dict(
     constructor='itpn_mm.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(_delete_=True, layer_decay_rate=0.9, unit='attention'),
 )
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]
+default_hooks = dict(
+    checkpoint=dict(type='itpn_mm.AtomicCheckpointHook'),
+    preflight=dict(type='itpn_mm.PreflightHook'),
+    seed=dict(type='itpn_mm.SeedHook'),
+    nonfinite=dict(type='itpn_mm.NonFiniteHook'),
+)
 auto_scale_lr = dict(enable=False)

@@ -3,7 +3,7 @@
 _base_ = [
     '../_base_/models/mask-rcnn_hivit-base_tpn.py',
     '../_base_/datasets/nuclei.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/detection_runtime.py',
 ]
 
 pretrained = 'work_dirs/demo/pretrain/epoch_24.pth'
@@ -66,6 +66,6 @@ optim_wrapper = dict(
 )
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
-    checkpoint=dict(type='CheckpointHook', interval=max_epochs, max_keep_ckpts=1),
+    checkpoint=dict(interval=max_epochs, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)

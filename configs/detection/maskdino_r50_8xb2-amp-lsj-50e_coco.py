@@ -34,4 +34,9 @@ optim_wrapper = dict(
         custom_keys=dict(backbone=dict(lr_mult=0.1), label_embed=dict(decay_mult=0.0)),
     ),
 )
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]
+default_hooks = dict(
+    checkpoint=dict(type='itpn_mm.AtomicCheckpointHook'),
+    preflight=dict(type='itpn_mm.PreflightHook'),
+    seed=dict(type='itpn_mm.SeedHook'),
+    nonfinite=dict(type='itpn_mm.NonFiniteHook'),
+)

@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/itpn_hivit-base-p16.py',
     '../_base_/schedules/itpn_adamw_300e.py',
-    'mmpretrain::_base_/default_runtime.py',
+    '../_base_/classification_runtime.py',
 ]
 
 model = dict(
@@ -73,7 +73,7 @@ optim_wrapper = dict(
 )
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=15),
-    checkpoint=dict(type='CheckpointHook', interval=24, max_keep_ckpts=1),
+    checkpoint=dict(interval=24, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)
 auto_scale_lr = dict(_delete_=True, base_batch_size=32)

@@ -32,4 +32,9 @@ param_scheduler = _base_.param_scheduler
 param_scheduler[1].update(milestones=[9, 11])
 # The rate is for 8 GPUs x 1 image; `--auto-scale-lr` adapts it to another batch.
 auto_scale_lr = dict(enable=False, base_batch_size=8)
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]
+default_hooks = dict(
+    checkpoint=dict(type='itpn_mm.AtomicCheckpointHook'),
+    preflight=dict(type='itpn_mm.PreflightHook'),
+    seed=dict(type='itpn_mm.SeedHook'),
+    nonfinite=dict(type='itpn_mm.NonFiniteHook'),
+)

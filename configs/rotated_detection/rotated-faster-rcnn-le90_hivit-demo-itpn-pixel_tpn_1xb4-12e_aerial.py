@@ -101,7 +101,10 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=5.0),
 )
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(interval=max_epochs, max_keep_ckpts=1)
+    logger=dict(interval=10),
+    checkpoint=dict(type='itpn_mm.AtomicCheckpointHook', interval=max_epochs, max_keep_ckpts=1),
+    preflight=dict(type='itpn_mm.PreflightHook'),
+    seed=dict(type='itpn_mm.SeedHook'),
+    nonfinite=dict(type='itpn_mm.NonFiniteHook'),
 )
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]
 randomness = dict(seed=0)

@@ -44,4 +44,3 @@ model = dict(
         ]
     ),
 )
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]

@@ -41,4 +41,3 @@ model = dict(
         type='itpn_mm.CLIPTeacher', checkpoint='pretrained/clip_vit-base-p16.pt', img_size=224
     ),
 )
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]

@@ -25,4 +25,3 @@ model = dict(
         type='itpn_mm.CLIPTeacher', checkpoint='pretrained/clip_vit-large-p14.pt', img_size=196
     ),
 )
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]

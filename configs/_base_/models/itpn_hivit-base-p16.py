@@ -31,4 +31,4 @@ model = dict(
     ),
     teacher=dict(type='itpn_mm.EMATeacher', momentum=0.996),
 )
-custom_hooks = [dict(type='itpn_mm.EMATeacherHook'), dict(type='itpn_mm.PreflightHook')]
+custom_hooks = [dict(type='itpn_mm.EMATeacherHook')]

@@ -29,4 +29,3 @@ model = dict(
         )
     ),
 )
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]

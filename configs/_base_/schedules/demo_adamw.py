@@ -1,5 +1,5 @@
 # Fine-tuning of the demo's detectors: AdamW with layer-wise learning rate decay, a cosine.
-_base_ = 'mmdet::_base_/default_runtime.py'
+_base_ = '../detection_runtime.py'
 
 max_epochs = 12
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=4)
@@ -23,9 +23,8 @@ optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay_rate=0.9, unit='attention'),
     clip_grad=dict(max_norm=5.0),
 )
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10),
-    checkpoint=dict(type='CheckpointHook', interval=max_epochs, max_keep_ckpts=1),
+    checkpoint=dict(interval=max_epochs, max_keep_ckpts=1),
 )
 randomness = dict(seed=0)

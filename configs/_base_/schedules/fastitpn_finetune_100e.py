@@ -8,7 +8,4 @@ optim_wrapper = dict(
     optimizer=dict(lr=1e-4),
     paramwise_cfg=dict(_delete_=True, layer_decay_rate=0.8, unit='layer'),
 )
-custom_hooks = [
-    dict(type='mmpretrain.EMAHook', momentum=1e-4),
-    dict(type='itpn_mm.PreflightHook'),
-]
+custom_hooks = [dict(type='mmpretrain.EMAHook', momentum=1e-4)]

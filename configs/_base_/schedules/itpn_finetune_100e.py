@@ -1,6 +1,6 @@
 # The authors' fine-tuning of iTPN with pixel supervision at a batch of 1024: 5 epochs of warm-up,
 # then a cosine to each layer's share of 5e-6.
-_base_ = 'mmpretrain::_base_/default_runtime.py'
+_base_ = '../classification_runtime.py'
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100)
 val_cfg = dict()
@@ -32,7 +32,6 @@ optim_wrapper = dict(
     # The rate is stated for the 13 steps of a ViT-B, whatever the depth.
     paramwise_cfg=dict(layer_decay_rate=0.6, unit='block', reference_depth=13),
 )
-custom_hooks = [dict(type='itpn_mm.PreflightHook')]
-default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3))
+default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=3))
 randomness = dict(seed=0, diff_rank_seed=True)
 auto_scale_lr = dict(enable=False, base_batch_size=1024)
