@@ -29,7 +29,7 @@ ARROWS = {
     'acceleration': ({'layers', 'backbones', 'registry'}, {'torch', 'mmengine'}),
     'engine': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
     'recipes': ({'acceleration', 'backbones'}, set()),
-    'maskdino': (set(), {'torch', 'mmengine', 'mmcv', 'mmdet', 'scipy'}),
+    'maskdino': ({'layers'}, {'torch', 'mmengine', 'mmcv', 'mmdet', 'scipy'}),
     'detection': ({'registry', 'maskdino'}, {'torch', 'mmengine', 'mmdet'}),
     'segmentation': ({'registry', 'maskdino'}, {'torch', 'mmseg'}),
     'pretraining': (

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from itpn_mm.layers.arguments import check_flags, is_whole
+
 REL_POS_KINDS = (None, 'window', 'all')
 
 
@@ -17,7 +19,10 @@ def check_arguments(
     Raises:
         ValueError: One does not fit.
     """
-    if not isinstance(window_size, int) or window_size < 2:
+    check_flags(window_attention=window_attention, gathering=gathering)
+    if not isinstance(global_layers, Sequence):
+        raise ValueError(f'`global_layers` must be a list of layers, but got {global_layers!r}')
+    if not is_whole(window_size) or window_size < 2:
         raise ValueError(
             f'`window_size` must be a number of at least 2 tokens, but got {window_size!r}'
         )

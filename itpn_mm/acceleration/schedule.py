@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from itpn_mm.layers.arguments import is_number, is_whole
+
 KINDS = ('every', 'first', 'layers')
 
 
@@ -24,7 +26,7 @@ class MigrationSchedule:
     """
 
     def __init__(self, ratio: float, schedule: Mapping[str, int | Sequence[int]], depth: int):
-        if not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+        if not is_number(ratio) or not 0 <= ratio < 1:
             raise ValueError(f'`ratio` must be a number in [0, 1), but got {ratio!r}')
         self.ratio, self.depth = ratio, depth
         self._share = Fraction(str(ratio)).as_integer_ratio()  # exact: 0.7 * 10 tokens are 7
@@ -72,7 +74,7 @@ def _layers(schedule: Mapping[str, int | Sequence[int]], depth: int) -> list[int
     if kind == 'layers':
         return parse_layers(value, depth, f'{wrong}: `layers`')
     most = depth if kind == 'first' else None
-    if not isinstance(value, int) or value < 1 or (most and value > most):
+    if not is_whole(value) or value < 1 or (most and value > most):
         limits = f'1 to {most}, the number of layers' if most else 'a number of at least 1'
         raise ValueError(f'{wrong}: `{kind}` must be {limits}')
     return list(range(value)) if most else list(range(0, depth, value))
@@ -85,7 +87,7 @@ def parse_layers(layers: Sequence[int], depth: int, name: str) -> list[int]:
         ValueError: It is empty, repeats a layer or names one that is not there.
     """
     valid = isinstance(layers, Sequence) and all(
-        isinstance(layer, int) and 0 <= layer < depth for layer in layers
+        is_whole(layer) and 0 <= layer < depth for layer in layers
     )
     if not valid or not layers or len(set(layers)) < len(layers):
         raise ValueError(

@@ -38,8 +38,8 @@ def parse_arch(arch: str | dict, zoo: Mapping[str, dict]) -> dict:
 
 def parse_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
     """Patches (h, w) of images of ``img_size``, or (height, width)."""
-    if patch_size < 4 or patch_size % 4:
-        raise ValueError(f'`patch_size` must be a positive multiple of 4, but got {patch_size}')
+    if not are_sizes([patch_size]) or patch_size % 4:
+        raise ValueError(f'`patch_size` must be a positive multiple of 4, but got {patch_size!r}')
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     if not are_sizes(size) or len(size) != 2 or any(n % patch_size for n in size):
         raise ValueError(

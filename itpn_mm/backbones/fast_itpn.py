@@ -12,6 +12,7 @@ from itpn_mm.layers import (
     PatchMerge,
     RelativePositionBias,
 )
+from itpn_mm.layers.arguments import check_flags
 from itpn_mm.registry import MODELS
 
 from .hivit import HiViT
@@ -66,6 +67,7 @@ class FastiTPN(HiViT):
         interpolate_offset: float = 0.0,
         **kwargs,
     ) -> None:
+        check_flags(sub_norm=sub_norm, swiglu=swiglu, cls_token=cls_token)
         # Plain values that the methods below read while the base class builds the layers.
         self.sub_norm, self.swiglu = sub_norm, swiglu
         self.num_prefix_tokens = int(cls_token)

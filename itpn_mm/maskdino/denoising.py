@@ -7,6 +7,8 @@ import torch
 from mmdet.models.layers import inverse_sigmoid
 from torch import Tensor, nn
 
+from itpn_mm.layers.arguments import check_counts, check_flags, is_number
+
 from .decoder import EPS
 from .pairs import Pairs
 from .targets import Target, first_objects
@@ -54,8 +56,10 @@ class QueryDenoiser(nn.Module):
         masks: bool = True,
     ) -> None:
         super().__init__()
-        if not 0 <= noise_scale <= 2:  # twice a probability
-            raise ValueError(f'`noise_scale` must be between 0 and 2, got {noise_scale}')
+        check_counts(num_queries=num_queries)
+        check_flags(masks=masks)
+        if not is_number(noise_scale) or not 0 <= noise_scale <= 2:  # twice a probability
+            raise ValueError(f'`noise_scale` must be between 0 and 2, got {noise_scale!r}')
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.noise_scale = noise_scale

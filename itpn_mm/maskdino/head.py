@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from itpn_mm.layers.arguments import check_flags, check_sizes
+
 from .criterion import LOSSES, MASK_LOSSES, MaskDINOCriterion
 from .padding import Size, extend_image, find_image, find_ratios
 from .pixel_decoder import MaskDINOPixelDecoder
@@ -91,6 +93,8 @@ class MaskDINOBase(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        check_sizes(num_classes=num_classes)
+        check_flags(mask_padding=mask_padding)
         self.num_classes = num_classes
         self.mask_padding = mask_padding
         self.test_cfg = test_cfg or {}

@@ -8,6 +8,8 @@ from mmdet.models.layers import DeformableDetrTransformerEncoderLayer, SinePosit
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
+from itpn_mm.layers.arguments import are_sizes, check_sizes
+
 from .layers import init_layers
 from .padding import PaddedGroupNorm, extend_image, find_image
 from .precision import single_precision
@@ -80,6 +82,17 @@ class MaskDINOPixelDecoder(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        if not are_sizes(in_channels):
+            raise ValueError(f'`in_channels` must be numbers of at least 1, but got {in_channels}')
+        check_sizes(
+            num_levels=num_levels,
+            feat_channels=feat_channels,
+            out_channels=out_channels,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_points=num_points,
+            feedforward_channels=feedforward_channels,
+        )
         encoded = num_levels - num_extra_levels
         if not 0 < encoded <= len(in_channels) or num_extra_levels < 0:
             raise ValueError(

@@ -8,6 +8,8 @@ from mmdet.models.layers import MLP, inverse_sigmoid
 from mmengine.model import BaseModule, bias_init_with_prob
 from torch import Tensor, nn
 
+from itpn_mm.layers.arguments import check_flags, check_sizes
+
 from .boxes import BOX_INITS, boxes_from_masks
 from .decoder import EPS, MaskDINODecoder
 from .denoising import NoisyQueries, QueryDenoiser
@@ -108,6 +110,8 @@ class MaskDINOPredictor(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        check_sizes(num_queries=num_queries)
+        check_flags(two_stage=two_stage, learned_content=learned_content, double_norm=double_norm)
         if box_init not in BOX_INITS:
             raise ValueError(f'`box_init` must be one of {BOX_INITS}, got {box_init!r}')
         if not two_stage and (box_init != 'no' or learned_content or proposal_sizes):

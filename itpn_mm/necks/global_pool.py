@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from itpn_mm.checkpoint.pretrained import PretrainedModule
-from itpn_mm.layers.arguments import are_sizes
+from itpn_mm.layers.arguments import check_flags, check_positive, check_sizes
 from itpn_mm.registry import MODELS
 
 
@@ -37,10 +37,9 @@ class GlobalAveragePoolNorm(PretrainedModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if not are_sizes([in_channels]):
-            raise ValueError(
-                f'`in_channels` must be a number of at least 1, but got {in_channels!r}'
-            )
+        check_sizes(in_channels=in_channels)
+        check_positive(norm_eps=norm_eps)
+        check_flags(gap_before_norm=gap_before_norm)
         self.in_channels = in_channels
         self.gap_before_norm = gap_before_norm
         norm = nn.LayerNorm(in_channels, eps=norm_eps)

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from itpn_mm.checkpoint.pretrained import PretrainedModule
 from itpn_mm.layers import Linear, MlpBlock, PatchSplit
-from itpn_mm.layers.arguments import are_sizes
+from itpn_mm.layers.arguments import (
+    are_sizes,
+    check_flags,
+    check_positive,
+    check_sizes,
+    is_whole,
+)
 from itpn_mm.registry import MODELS
 
 POOLS = {'avg': F.avg_pool2d, 'max': F.max_pool2d}
@@ -72,20 +78,19 @@ class TransformerPyramidNeck(PretrainedModule):
         ):
             if not are_sizes(sizes):
                 raise ValueError(f'`{name}` must be numbers of at least 1, but got {sizes!r}')
-        if not are_sizes([out_channels]):
-            raise ValueError(
-                f'`out_channels` must be a number of at least 1, but got {out_channels!r}'
-            )
+        check_sizes(out_channels=out_channels)
         self.in_channels, self.in_strides = tuple(in_channels), tuple(in_strides)
         self.out_channels, self.out_strides = out_channels, tuple(out_strides)
         self._check_strides()
-        if pool not in POOLS:
+        check_positive(mlp_ratio=mlp_ratio, norm_eps=norm_eps)
+        check_flags(bias=bias, concat_inputs=concat_inputs)
+        if pool not in list(POOLS):
             raise ValueError(f'`pool` must be one of {sorted(POOLS)}, but got {pool!r}')
         self.pool = pool
         self.concat_inputs = concat_inputs
         num_splits = len(self.in_strides) - 1
         depths = depth if isinstance(depth, Sequence) else (depth,) * num_splits
-        if len(depths) != num_splits or not all(isinstance(n, int) and n >= 0 for n in depths):
+        if len(depths) != num_splits or not all(is_whole(n) and n >= 0 for n in depths):
             raise ValueError(
                 f'`depth` must be one number, or {num_splits} for {num_splits} splittings, '
                 f'but got {depth!r}'

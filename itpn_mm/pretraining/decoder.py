@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from itpn_mm.layers import AttentionBlock, sincos_pos_embed
+from itpn_mm.layers.arguments import are_sizes, check_counts, check_positive, check_sizes
 from itpn_mm.registry import MODELS
 
 from .masking import PatchMask
@@ -52,6 +53,10 @@ class LevelReader(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        if not are_sizes(strides):
+            raise ValueError(f'`strides` must be numbers of at least 1, but got {strides!r}')
+        check_sizes(in_channels=in_channels, embed_dims=embed_dims)
+        check_positive(norm_eps=norm_eps)
         self.in_channels, self.strides, self.embed_dims = in_channels, tuple(strides), embed_dims
         rising = list(self.strides) == sorted(set(self.strides))
         if not self.strides or not rising or any(self.strides[-1] % s for s in self.strides):
@@ -133,6 +138,19 @@ class MIMDecoder(LevelReader):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(in_channels, strides, embed_dims, norm_eps, init_cfg)
+        check_counts(depth=depth)
+        check_sizes(num_heads=num_heads, patch_size=patch_size)
+        check_positive(mlp_ratio=mlp_ratio)
+        if not are_sizes([img_size]) or img_size % patch_size:
+            raise ValueError(
+                f'`img_size` of the decoder must be a positive multiple of patch_size={patch_size},'
+                f' but got {img_size!r}'
+            )
+        if patch_size != self.strides[-1]:
+            raise ValueError(
+                f'`patch_size` of the decoder must be the last of its strides {self.strides}, but '
+                f'got {patch_size}'
+            )
         if embed_dims % num_heads:
             raise ValueError(
                 f'`embed_dims` of the decoder must be a multiple of num_heads={num_heads}, '

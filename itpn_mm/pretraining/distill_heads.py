@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from itpn_mm.layers import AttentionBlock, RelativePositionBias, TokenGrid
+from itpn_mm.layers.arguments import check_positive, check_sizes, is_number
 from itpn_mm.registry import MODELS
 
 POSITIONS = ('all', 'masked')
@@ -60,6 +61,8 @@ class CLIPDistillHead(BaseModule):
                 raise ValueError(
                     f'`{name}` of {type(self).__name__} must be one of {known}, but got {value!r}'
                 )
+        check_sizes(in_channels=in_channels, target_dims=target_dims)
+        check_positive(loss_weight=loss_weight)
         self.in_channels, self.target_dims = in_channels, target_dims
         self.loss_type, self.positions, self.loss_weight = loss, positions, loss_weight
         self.pred = nn.Linear(in_channels, target_dims)
@@ -128,8 +131,20 @@ class AuxiliaryHead(CLIPDistillHead):
         **kwargs,
     ) -> None:
         super().__init__(in_channels, **kwargs)
-        if not 0 <= tap < 1:
-            raise ValueError(f'`tap` of AuxiliaryHead must be in [0, 1), but got {tap}')
+        check_sizes(num_heads=num_heads, num_blocks=num_blocks)
+        check_positive(mlp_ratio=mlp_ratio, norm_eps=norm_eps)
+        if in_channels % num_heads:
+            raise ValueError(
+                f'`num_heads` of AuxiliaryHead must divide in_channels={in_channels}, but got '
+                f'{num_heads}'
+            )
+        if not is_number(tap) or not 0 <= tap < 1:
+            raise ValueError(f'`tap` of AuxiliaryHead must be in [0, 1), but got {tap!r}')
+        if len(drop_path_rates) != num_blocks:
+            raise ValueError(
+                f'`drop_path_rates` of AuxiliaryHead must be {num_blocks} numbers, one for each of '
+                f'its blocks, but got {drop_path_rates!r}'
+            )
         self.tap = tap
         self.blocks = nn.ModuleList(
             AttentionBlock(

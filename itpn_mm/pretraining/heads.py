@@ -7,6 +7,13 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from itpn_mm.layers import patchify, unpatchify
+from itpn_mm.layers.arguments import (
+    are_sizes,
+    check_flags,
+    check_positive,
+    check_sizes,
+    is_number,
+)
 from itpn_mm.registry import MODELS
 
 from .masking import PatchMask
@@ -28,6 +35,9 @@ class PixelReconstructionHead(BaseModule):
         norm_pix: Whether each patch is normalised to mean 0 and (unbiased) variance 1 before it is
             a target.
         loss_weight: Weight of the loss.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
 
     def __init__(
@@ -40,7 +50,10 @@ class PixelReconstructionHead(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.embed_dims, self.patch_size = embed_dims, patch_size
+        check_sizes(embed_dims=embed_dims, patch_size=patch_size, in_channels=in_channels)
+        check_flags(norm_pix=norm_pix)
+        check_positive(loss_weight=loss_weight)
+        self.embed_dims, self.patch_size, self.in_channels = embed_dims, patch_size, in_channels
         self.norm_pix, self.loss_weight = norm_pix, loss_weight
         self.pred = nn.Linear(embed_dims, patch_size**2 * in_channels)
         nn.init.xavier_uniform_(self.pred.weight)
@@ -110,9 +123,15 @@ class MFMHead(BaseModule):
             raise ValueError(
                 f"`positions` of MFMHead must be 'masked' or 'visible', but got {positions!r}"
             )
-        if loss_weight <= 0:
+        for name, sizes in (('stage_channels', stage_channels), ('strides', strides)):
+            if not are_sizes(sizes):
+                raise ValueError(
+                    f'`{name}` of MFMHead must be numbers of at least 1, but got {sizes!r}'
+                )
+        check_sizes(in_channels=in_channels)
+        if not is_number(loss_weight) or loss_weight <= 0:
             raise ValueError(
-                f'`loss_weight` of MFMHead must be above 0, but got {loss_weight}: the teacher '
+                f'`loss_weight` of MFMHead must be above 0, but got {loss_weight!r}: the teacher '
                 'would run for nothing; '
                 'to train without feature targets leave out `mfm_head` and `teacher`'
             )

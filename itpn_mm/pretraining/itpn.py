@@ -75,6 +75,12 @@ class iTPN(BaseSelfSupervisor):
             ('neck.in_strides', neck.in_strides, 'backbone.strides', backbone.strides),
             ('decoder.in_channels', decoder.in_channels, 'neck.out_channels', neck.out_channels),
             ('decoder.strides', decoder.strides, 'neck.out_strides', neck.out_strides),
+            (
+                'decoder.strides[-1]',
+                decoder.strides[-1],
+                'backbone.patch_size',
+                backbone.patch_size,
+            ),
             ('head.embed_dims', head.embed_dims, 'decoder.embed_dims', decoder.embed_dims),
             ('head.patch_size', head.patch_size, 'backbone.patch_size', backbone.patch_size),
         ]

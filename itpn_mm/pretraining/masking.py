@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from itpn_mm.layers.arguments import is_number
 from itpn_mm.registry import MODELS
 
 
@@ -42,8 +43,8 @@ class RandomMasking:
     """
 
     def __init__(self, ratio: float = 0.75) -> None:
-        if not 0 < ratio < 1:
-            raise ValueError(f'`ratio` of RandomMasking must be in (0, 1), but got {ratio}')
+        if not is_number(ratio) or not 0 < ratio < 1:
+            raise ValueError(f'`ratio` of RandomMasking must be in (0, 1), but got {ratio!r}')
         self.ratio = ratio
 
     def __call__(self, batch_size: int, num_patches: int, device: torch.device) -> PatchMask:

@@ -4,6 +4,7 @@ import torch
 from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
 
+from itpn_mm.layers.arguments import is_number
 from itpn_mm.registry import MODELS
 
 
@@ -25,8 +26,8 @@ class EMATeacher(ExponentialMovingAverage):
     """
 
     def __init__(self, backbone: nn.Module, momentum: float = 0.996) -> None:
-        if not 0 < momentum < 1:
-            raise ValueError(f'`momentum` of EMATeacher must be in (0, 1), but got {momentum}')
+        if not is_number(momentum) or not 0 < momentum < 1:
+            raise ValueError(f'`momentum` of EMATeacher must be in (0, 1), but got {momentum!r}')
         super().__init__(backbone, momentum=1 - momentum)
         self._started = False
 

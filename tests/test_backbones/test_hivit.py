@@ -478,7 +478,7 @@ def test_bad_arch(arch, message):
         ),
         (dict(drop_path_rate=1.0), r'`drop_path_rate` must be in \[0, 1\), but got 1.0'),
         (dict(drop_path_rate=-0.1), r'`drop_path_rate` must be in \[0, 1\), but got -0.1'),
-        (dict(drop_rate=1.5), r'dropout probability has to be between 0 and 1, but got 1.5'),
+        (dict(drop_rate=1.5), r'`drop_rate` must be in \[0, 1\), but got 1.5'),
     ],
 )
 def test_bad_options(options, message):
