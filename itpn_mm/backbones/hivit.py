@@ -28,13 +28,6 @@ from itpn_mm.layers.arguments import (
     check_rates,
     check_sizes,
 )
-from itpn_mm.layers.arguments import (
-    check_flags,
-    check_numbers,
-    check_positive,
-    check_rates,
-    check_sizes,
-)
 from itpn_mm.registry import MODELS
 
 from .arguments import parse_arch, parse_grid, parse_out_indices
@@ -118,13 +111,6 @@ class HiViT(PretrainedModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        check_sizes(in_channels=in_channels)
-        check_positive(stem_mlp_ratio=stem_mlp_ratio, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
-        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-        check_flags(qkv_bias=qkv_bias, patch_norm=patch_norm, use_abs_pos_emb=use_abs_pos_emb)
-        check_numbers(interpolate_offset=interpolate_offset)
-        if layer_scale_init_value is not None:
-            check_numbers(layer_scale_init_value=layer_scale_init_value)
         check_sizes(in_channels=in_channels)
         check_positive(stem_mlp_ratio=stem_mlp_ratio, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
