@@ -5,14 +5,17 @@ with the fixture `record_figure`. With `--reliability FILE` a run writes them do
 `tools/report_reliability.py` lays them out as the table in docs/reliability.md.
 """
 
+import functools
 import json
 import platform
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 # Name of a line -> what has to hold.
 LINES = {
@@ -73,14 +76,42 @@ PACKAGES = (
 class Record:
     """What became of each line; `path` is where it is written when the run ends."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, slow: bool) -> None:
+        self.path, self.slow = path, slow
+        self.tests = new_counts()  # of the whole run
         self.lines: dict[str, dict[str, Any]] = {}
         self.started = time.time()
 
     def line(self, name: str) -> dict[str, Any]:
-        empty = dict(passed=0, failed=0, skipped={}, seconds=0.0, figures=[])
-        return self.lines.setdefault(name, empty)
+        """Counts of a line: tests, seconds, random cases of Hypothesis, and its figures."""
+        return self.lines.setdefault(name, dict(**new_counts(), cases=0, figures=[]))
+
+    def count(self, names: list[str], report: pytest.TestReport) -> None:
+        """Count a test for the whole run and for its lines."""
+        for counts in (self.tests, *map(self.line, names)):
+            counts['seconds'] = round(counts['seconds'] + report.duration, 1)
+            if not report.skipped:
+                counts[report.outcome] += 1
+                continue
+            reason = (
+                report.longrepr[2] if isinstance(report.longrepr, tuple) else 'expected to fail'
+            )
+            reason = reason.removeprefix('Skipped: ')
+            counts['skipped'][reason] = counts['skipped'].get(reason, 0) + 1
+
+    def add_figure(self, name: str, what: str, value: float | int | str, limit: str | None) -> None:
+        """Of figures of one name and limit, the one closest to the limit is kept."""
+        figures = self.line(name)['figures']
+        new = dict(what=what, value=value, limit=limit)
+        if new in figures:
+            return
+        worse = {'<': max, '>': min}.get((limit or ' ')[0])
+        for figure in figures:
+            numbers = all(isinstance(v, (int, float)) for v in (value, figure['value']))
+            if worse and numbers and (figure['what'], figure['limit']) == (what, limit):
+                figure['value'] = worse(figure['value'], value)
+                return
+        figures.append(new)
 
     def write(self) -> None:
         """Write what was seen; a line without a test in this run is not in the file."""
@@ -94,13 +125,20 @@ class Record:
             date=time.strftime('%Y-%m-%d', time.gmtime(self.started)),
             python=platform.python_version(),
             versions=versions,
+            slow=self.slow,
+            tests=self.tests,
             lines={name: self.lines[name] for name in LINES if name in self.lines},
         )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(record, indent=1) + '\n')
+        self.path.write_text(json.dumps(record, indent=1, default=float) + '\n')
+
+
+def new_counts() -> dict[str, Any]:
+    return dict(passed=0, failed=0, skipped={}, seconds=0.0)
 
 
 RECORD = pytest.StashKey[Record]()
+RUNNING: list[tuple[Record, list[str]]] = []  # the test that runs, if its figures are wanted
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -110,7 +148,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line('markers', 'checklist(name): the line of tests/checklist.py')
     if path := config.getoption('--reliability'):
-        config.stash[RECORD] = Record(Path(path))
+        config.stash[RECORD] = Record(Path(path), slow='not slow' not in config.option.markexpr)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -130,18 +168,40 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
     record = item.config.stash.get(RECORD, None)
     if record is None or (report.when != 'call' and report.passed):
         return report
-    for name in names_of(item):
-        line = record.line(name)
-        line['seconds'] = round(line['seconds'] + report.duration, 1)
-        if report.skipped:
-            reason = (
-                report.longrepr[2] if isinstance(report.longrepr, tuple) else 'expected to fail'
-            )
-            reason = reason.removeprefix('Skipped: ')
-            line['skipped'][reason] = line['skipped'].get(reason, 0) + 1
-        else:
-            line[report.outcome] += 1
+    record.count(names_of(item), report)
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    """Let `note_figure` know the test, and count the random cases of a Hypothesis test."""
+    record, names = item.config.stash.get(RECORD, None), names_of(item)
+    if record is None or not names:
+        return (yield)
+    RUNNING.append((record, names))
+    try:
+        return (yield from count_cases(item, record, names))
+    finally:
+        RUNNING.pop()
+
+
+def count_cases(item: pytest.Item, record: Record, names: list[str]) -> Any:
+    handle = getattr(getattr(item, 'obj', None), 'hypothesis', None)
+    if handle is None:
+        return (yield)
+    inner = handle.inner_test
+
+    @functools.wraps(inner)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        inner(*args, **kwargs)
+        for name in names:
+            record.line(name)['cases'] += 1
+
+    handle.inner_test = counted
+    try:
+        return (yield)
+    finally:
+        handle.inner_test = inner
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -159,7 +219,8 @@ def record_figure(request: pytest.FixtureRequest) -> Any:
     """A function that leaves a figure beside the lines of the test: `(what, value, limit=None)`.
 
     `value` is a number, or text where one number does not say it; `limit` is the pass mark in
-    words, such as '<= 1e-5'. The test itself asserts.
+    words, such as '<= 1e-5': of several values of one `what` the worst is kept. The test itself
+    asserts.
     """
     names = names_of(request.node)
     assert names, 'a test that records a figure needs a checklist marker'
@@ -167,6 +228,24 @@ def record_figure(request: pytest.FixtureRequest) -> Any:
     def record_figure(what: str, value: float | int | str, limit: str | None = None) -> None:
         if record := request.config.stash.get(RECORD, None):
             for name in names:
-                record.line(name)['figures'].append(dict(what=what, value=value, limit=limit))
+                record.add_figure(name, what, value, limit)
 
     return record_figure
+
+
+def note_figure(what: str, value: float | int | str, limit: str | None = None) -> None:
+    """As `record_figure`, for helpers of tests and for tests of random cases."""
+    for record, names in RUNNING:
+        for name in names:
+            record.add_figure(name, what, value, limit)
+
+
+def note_difference(
+    what: str, found: Iterable[Tensor], expected: Iterable[Tensor], limit: str
+) -> None:
+    """Note the largest max |a - b| / max |b| of pairs of tensors."""
+    if not RUNNING:
+        return
+    for a, b in zip(found, expected, strict=True):
+        difference, size = ((a - b).abs().max().item(), b.abs().max().item())
+        note_figure(what, difference / size if difference else 0.0, limit)

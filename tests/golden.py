@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from itpn_mm.backbones import FastiTPN, HiViT
 from itpn_mm.checkpoint.remap import remap
 from itpn_mm.necks import TransformerPyramidNeck
+from tests.checklist import note_figure
 
 DATA = Path(__file__).parent / 'data' / 'golden'
 INDEX = json.loads((DATA / 'index.json').read_text())
@@ -70,8 +71,10 @@ def assert_matches(
     actual: Tensor, expected: Tensor, name: str, what: str, dtype: torch.dtype | None = None
 ) -> None:
     """Compare at the tolerance of fixture ``name`` for models in ``dtype`` (that of ``actual``)."""
-    tolerance = INDEX[name]['tolerance'][_name_of(dtype or actual.dtype)]
+    kind = _name_of(dtype or actual.dtype)
+    tolerance = INDEX[name]['tolerance'][kind]
     error = relative_error(actual, expected)
+    note_figure(f'relative error, {kind}', error, f'<= {tolerance:.0e}')
     assert error <= tolerance, f'{name}, {what}: relative error {error:.2e} > {tolerance:.0e}'
 
 

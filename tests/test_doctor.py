@@ -10,6 +10,8 @@ from itpn_mm.__main__ import main
 from itpn_mm.doctor import Package
 from itpn_mm.hosts import DISTRIBUTIONS, PARTS, STACKS, describe_distributions
 
+pytestmark = pytest.mark.checklist('environments')
+
 
 def run_without(*names: str) -> subprocess.CompletedProcess:
     """Run the doctor in a process that cannot import `names`."""

@@ -11,6 +11,8 @@ from itpn_mm import hosts, optional
 from itpn_mm.hosts import PARTS
 from itpn_mm.registry import MODELS
 
+pytestmark = pytest.mark.checklist('environments')
+
 PACKAGE = Path(__file__).resolve().parents[1] / 'itpn_mm'
 # part: (parts of ours it may import, packages of others it may import)
 ARROWS = {

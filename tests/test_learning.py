@@ -21,7 +21,7 @@ TILES = 8
 CONFIGS = ROOT / 'configs'
 PLAIN = re.compile('Load|Convert|Pack')  # transforms that leave pictures as they are
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.checklist('learning')]
 pytest.importorskip('mmdet')
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.checklist('environments')
+
 STEPS = ['venv', 'libraries', 'extras', 'mm-packages', 'mmcv', 'itpn_mm']
 # Answers as the real interpreter does, but for `-m venv` and `-m pip`, which it notes down, and for
 # the trials of what was installed, which take long. The versions that the script asks for are those

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.checklist('environments')
+
 LEFT_OUT = ('.git', '.venv*', 'data', 'work_dirs', 'tests', '*.egg-info', 'build', '__pycache__')
 
 

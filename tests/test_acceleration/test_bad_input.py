@@ -110,6 +110,7 @@ def test_masked_images_are_refused(options):
         model.forward_stages(images((4, 4)), keep)
 
 
+@pytest.mark.checklist('equivalences')
 @torch.no_grad()
 def test_a_window_larger_than_the_grid_is_one_window():
     """Not an error: small images occur."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from itpn_mm.acceleration import Acceleration, TokenMigration, trace_migration
 from itpn_mm.necks import TransformerPyramidNeck
+from tests.checklist import note_difference
 from tests.slow_acceleration import cut, schedule_layers, tokens_left
 
 from .models import HEADS, PATCH, WIDTH, FastiTPN, HiViT, accelerated, images, plain
@@ -47,6 +48,7 @@ def window_ids(grid, size):
     ]
 
 
+@pytest.mark.checklist('migration')
 @torch.no_grad()
 @settings(max_examples=60, deadline=None)
 @given(model=models(), grid=GRIDS, batch=st.integers(1, 4))
@@ -72,6 +74,7 @@ def test_every_patch_is_kept_or_left_once(model, grid, batch):
     assert all(x.isfinite().all() for x in maps)
 
 
+@pytest.mark.checklist('migration')
 @torch.no_grad()
 @settings(max_examples=40, deadline=None)
 @given(chosen=migrations(), kind=st.sampled_from([HiViT, FastiTPN]), grid=GRIDS, data=st.data())
@@ -97,6 +100,7 @@ def test_what_left_comes_back_as_it_was(chosen, kind, grid, data):
         assert ((final != entered).any(-1) == stayed.bool()).all()
 
 
+@pytest.mark.checklist('migration')
 @settings(max_examples=250, deadline=None)
 @given(depth=st.integers(1, 24), grid=GRIDS, size=st.integers(2, 40), data=st.data())
 def test_counts_follow_the_formula(depth, grid, size, data):
@@ -130,6 +134,7 @@ def test_29_of_100_tokens_leave():
     assert model.acceleration.tokens_per_layer(20, 10) == [170, 142, 142]  # 15, then 14 a window
 
 
+@pytest.mark.checklist('migration')
 @torch.no_grad()
 @settings(max_examples=30, deadline=None)
 @given(model=models(), grid=GRIDS, batch=st.integers(1, 3), training=st.booleans())
@@ -154,6 +159,7 @@ def test_blocks_see_that_many_tokens(model, grid, batch, training):
     assert rows == [batch * (patches + extra) for patches in expected]
 
 
+@pytest.mark.checklist('migration')
 @torch.no_grad()
 @settings(max_examples=30, deadline=None)
 @given(model=models(), grid=GRIDS, batch=st.integers(2, 4), data=st.data())
@@ -172,6 +178,7 @@ def test_images_do_not_know_each_other(model, grid, batch, data):
         assert torch.equal(c.ids.sort().values, a.ids[:1].sort().values)
 
 
+@pytest.mark.checklist('migration')
 @torch.no_grad()
 @settings(max_examples=25, deadline=None)
 @given(model=models(), height=st.integers(PATCH, 60), width=st.integers(PATCH, 60))
@@ -182,6 +189,7 @@ def test_padding_to_whole_patches_changes_nothing(model, height, width):
         assert torch.equal(a, b)
 
 
+@pytest.mark.checklist('migration')
 @torch.no_grad()
 @settings(max_examples=30, deadline=None)
 @given(chosen=migrations(), grid=SMALL_GRIDS, rel_pos=st.sampled_from([None, 'window']), seed=SEEDS)
@@ -201,6 +209,7 @@ def test_windows_do_not_know_each_other(chosen, grid, rel_pos, seed):
     assert (after != before)[:, sorted(windows[-1])].any(0).all()
 
 
+@pytest.mark.checklist('equivalences')
 @torch.no_grad()
 @settings(max_examples=20, deadline=None)
 @given(grid=SMALL_GRIDS, size=st.integers(2, 6), seed=SEEDS)
@@ -221,6 +230,7 @@ def test_a_window_is_an_image_of_its_own(grid, size, seed):
             )
 
 
+@pytest.mark.checklist('equivalences')
 @torch.no_grad()
 @settings(max_examples=40, deadline=None)
 @given(
@@ -237,11 +247,14 @@ def test_nothing_on_is_the_backbone_bit_for_bit(kind, grid, size, seed, data):
     expected = model(x)
     schedule = data.draw(schedules(DEPTH))
     wrapped = TokenMigration(model, ratio=0.0, schedule=schedule, window_size=size)
-    for a, b in zip(wrapped(x), expected, strict=True):
+    found = wrapped(x)
+    note_difference('migration of 0 %', found, expected, '<= 0')
+    for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
     assert trace_migration(wrapped, x) == []
 
 
+@pytest.mark.checklist('equivalences')
 @torch.no_grad()
 @settings(max_examples=40, deadline=None)
 @given(
@@ -259,10 +272,13 @@ def test_one_window_is_global_attention(kind, grid, more, cls_token, seed, data)
     model, x = plain(kind, rel_pos_bias=rel_pos, **kwargs).eval(), images(grid, 2)
     expected = model(x)
     size = max(*grid, 2) + more
-    for a, b in zip(TokenMigration(model, window_size=size, window_attention=True)(x), expected):
+    found = TokenMigration(model, window_size=size, window_attention=True)(x)
+    note_difference('a single window', found, expected, '<= 1e-5')
+    for a, b in zip(found, expected):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
+@pytest.mark.checklist('equivalences')
 @torch.no_grad()
 @settings(max_examples=40, deadline=None)
 @given(
@@ -288,6 +304,7 @@ def test_gathering_starts_as_windows(kind, grid, cls_token, seed, data):
             assert torch.equal(a, b)
 
 
+@pytest.mark.checklist('migration')
 @settings(max_examples=30, deadline=None)
 @given(
     chosen=migrations(),

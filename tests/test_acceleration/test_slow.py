@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from itpn_mm.acceleration import trace_migration
+from tests.checklist import note_difference
 from tests.slow_acceleration import SlowStage3
 
 from .models import WIDTH, FastiTPN, HiViT, accelerated, images, plain
@@ -57,7 +58,9 @@ def check_any(own, grid, batch, data):
 @torch.no_grad()
 def check(model, x, grid, chosen):
     results = SlowStage3(model, **chosen)(x)
-    torch.testing.assert_close(model(x)[2], stack(results, grid), atol=1e-8, rtol=1e-8)
+    found, expected = model(x)[2], stack(results, grid)
+    note_difference('acceleration and its slow code, float64', [found], [expected], '<= 1e-8')
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
     assert model.acceleration.tokens_per_layer(*grid) == results[0].counts
     trace = {departure.layer: departure for departure in trace_migration(model, x)}
     assert trace.keys() <= results[0].departures.keys()
@@ -78,12 +81,14 @@ CASES = dict(
 )
 
 
+@pytest.mark.checklist('equivalences')
 @settings(max_examples=20, deadline=None)
 @given(**CASES)
 def test_fast_equals_slow(own, grid, batch, data):
     check_any(own, grid, batch, data)
 
 
+@pytest.mark.checklist('equivalences')
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(**CASES)
@@ -91,6 +96,7 @@ def test_fast_equals_slow_in_many_cases(own, grid, batch, data):
     check_any(own, grid, batch, data)
 
 
+@pytest.mark.checklist('equivalences')
 @each_own
 def test_everything_on_with_gradients(own):
     """None goes through the selection; a token that left passes on that of its place."""

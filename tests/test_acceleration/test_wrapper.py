@@ -144,6 +144,7 @@ def test_training_and_evaluation_mode(options):
     assert model.train() is model and all(module.training for module in model.modules())
 
 
+@pytest.mark.checklist('equivalences')
 @KINDS
 @cases
 def test_evaluation_without_gradients_equals_with(kind, options):
@@ -176,6 +177,7 @@ def test_new_parameters_train_from_their_initial_values(options):
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
+@pytest.mark.checklist('equivalences')
 @KINDS
 @cases
 def test_activation_checkpointing_changes_nothing(kind, options):
@@ -212,6 +214,7 @@ def test_activation_checkpointing_recomputes_every_block(options):
     assert counts == [2, 2, 2]
 
 
+@pytest.mark.checklist('amp')
 @KINDS
 @cases
 def test_autocast_in_bfloat16(kind, options):
@@ -232,6 +235,7 @@ def test_a_model_in_another_precision(options, dtype):
     assert {x.dtype for x in model(images(GRID, dtype=dtype))} == {dtype}
 
 
+@pytest.mark.checklist('no-shared-state')
 @cases
 def test_copying_and_pickling(options):
     model, x = accelerated(plain(), **options).eval(), images(GRID, 2)

@@ -12,6 +12,7 @@ from torch import nn
 
 from itpn_mm.backbones import FastiTPN, HiViT
 from itpn_mm.layers import Mlp, QKVLinear, SwiGLU
+from tests.checklist import note_difference
 
 from .test_hivit_masked import draw, patches_of
 
@@ -60,6 +61,7 @@ def test_it_is_a_hivit_of_other_layers():
     assert model.rel_pos is None and model.cls_token is None
 
 
+@pytest.mark.checklist('parity')
 @pytest.mark.parametrize('arch', RELEASED)
 def test_sizes_of_the_zoo_equal_the_released_models(arch):
     with torch.device('meta'):
@@ -74,6 +76,7 @@ def test_giant_has_the_published_size():
     assert round(sum(p.numel() for p in model.parameters()) / 1e8) == 10
 
 
+@pytest.mark.checklist('fuzz-sizes')
 @settings(max_examples=30, deadline=None)
 @given(height=st.integers(16, 96), width=st.integers(16, 96), options=st.sampled_from(VARIANTS))
 def test_any_image_size(height, width, options):
@@ -87,16 +90,20 @@ def test_any_image_size(height, width, options):
     assert all(x.isfinite().all() and x.is_contiguous() for x in maps)
 
 
+@pytest.mark.checklist('equivalences')
 @variants
 @torch.no_grad()
 def test_all_patches_kept_equals_dense(options):
     model, images, size = build(**options).eval(), torch.randn(2, 3, 48, 80), (48, 80)
     keep = draw(2, size)
     dense, masked = model.forward_stages(images), model.forward_stages(images, keep)
-    for x, y, side in zip(dense, masked, (4, 2, 1)):
-        torch.testing.assert_close(y, patches_of(x, keep, side), atol=1e-5, rtol=1e-4)
+    expected = [patches_of(x, keep, side) for x, side in zip(dense, (4, 2, 1))]
+    note_difference('masking of 0 %', masked, expected, '<= 1e-5')
+    for x, y in zip(expected, masked):
+        torch.testing.assert_close(y, x, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.checklist('equivalences')
 @variants
 @torch.no_grad()
 def test_an_image_gives_the_same_alone_and_in_a_batch(options):
@@ -114,6 +121,7 @@ def test_every_parameter_gets_a_gradient(options, size):
     assert missing == []
 
 
+@pytest.mark.checklist('equivalences')
 @variants
 def test_activation_checkpointing_changes_nothing(options):
     image, results = torch.randn(1, 3, 48, 64), []
@@ -122,10 +130,12 @@ def test_activation_checkpointing_changes_nothing(options):
         out = model(image)
         sum(x.square().sum() for x in out).backward()
         results.append([*out, *(p.grad for p in model.parameters())])
+    note_difference('checkpointing, with gradients', *results, '<= 1e-5')
     for x, y in zip(*results):
         torch.testing.assert_close(x, y)
 
 
+@pytest.mark.checklist('equivalences')
 def test_training_and_inference_agree():
     """Inference goes through the tokens in slices."""
     model, image = build().eval(), torch.randn(1, 3, 800, 800)
@@ -144,6 +154,7 @@ def test_frozen_stages(cls_token):
     assert names == {'stages', 'merges', 'pos_embed'} | ({'cls_token'} if cls_token else set())
 
 
+@pytest.mark.checklist('amp')
 def test_autocast_in_bfloat16():
     model, image = build(cls_token=True, rel_pos_bias='block').eval(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -154,16 +165,20 @@ def test_autocast_in_bfloat16():
         assert F.cosine_similarity(x.flatten(), y.float().flatten(), 0) > 0.999
 
 
+@pytest.mark.checklist('equivalences')
 @pytest.mark.parametrize('options', VARIANTS[:4], ids=str)
 def test_one_graph_for_the_compiler(options):
     """Traced as a whole, without a break; without a backend that compiles."""
     model, image = build(**options).eval(), torch.randn(1, 3, 48, 64)
     with torch.no_grad():
         traced = torch.compile(model, backend='eager', fullgraph=True)(image)
-        for x, y in zip(traced, model(image)):
+        expected = model(image)
+        note_difference('one traced graph', traced, expected, '<= 1e-5')
+        for x, y in zip(traced, expected):
             torch.testing.assert_close(x, y)
 
 
+@pytest.mark.checklist('no-shared-state')
 def test_deepcopy():
     model, image = build(cls_token=True, rel_pos_bias='decoupled').eval(), torch.randn(1, 3, 32, 32)
     for x, y in zip(model(image), copy.deepcopy(model)(image)):

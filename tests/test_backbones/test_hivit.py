@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from itpn_mm.backbones import HiViT
 from itpn_mm.layers import DropPath, resize_pos_embed, sincos_pos_embed
 from itpn_mm.necks import TransformerPyramidNeck
+from tests.checklist import note_difference
 
 TINY = dict(embed_dims=16, depths=(1, 1, 2), num_heads=2)
 REL_POS = (None, 'block', 'shared', 'decomposed')
@@ -31,6 +32,7 @@ def build(arch=None, **kwargs):
 # Shapes
 
 
+@pytest.mark.checklist('fuzz-sizes')
 @settings(max_examples=40, deadline=None)
 @given(
     height=st.integers(16, 96),
@@ -83,6 +85,7 @@ def test_out_indices(indices):
         assert torch.equal(x, expected[i])
 
 
+@pytest.mark.checklist('equivalences')
 def test_an_image_gives_the_same_alone_and_in_a_batch():
     model, images = build(rel_pos_bias='block').eval(), torch.randn(3, 3, 48, 32)
     with torch.no_grad():
@@ -101,6 +104,7 @@ def test_images_may_lie_in_memory_in_any_order():
 # Options
 
 
+@pytest.mark.checklist('no-shared-state')
 def test_names_of_the_parameters_are_kept():
     """Files written by one version must load in the next."""
     block = ['norm2.weight', 'norm2.bias', 'ls2.gamma'] + [
@@ -192,6 +196,7 @@ def test_relative_positions_work_at_other_sizes(rel_pos):
         model(torch.randn(1, 3, *size))[2].sum().backward()
 
 
+@pytest.mark.checklist('parity')
 def test_sizes_of_the_zoo_equal_the_released_models():
     """Numbers of parameters of the authors' detection and segmentation backbones."""
     released = [
@@ -225,6 +230,7 @@ def test_every_name_of_the_zoo_builds():
         assert model.out_channels[2] == sizes['embed_dims']
 
 
+@pytest.mark.checklist('no-shared-state')
 def test_building_one_model_leaves_another_alone():
     """In mmpretrain, building a 'tiny' changes which blocks an existing 'base' returns."""
     zoo = copy.deepcopy(HiViT.arch_zoo)
@@ -251,6 +257,7 @@ def test_every_parameter_gets_a_gradient(rel_pos):
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
+@pytest.mark.checklist('equivalences')
 @pytest.mark.parametrize('rel_pos', REL_POS)
 def test_activation_checkpointing_changes_nothing(rel_pos):
     image, results = torch.randn(2, 3, 32, 64), []
@@ -260,6 +267,7 @@ def test_activation_checkpointing_changes_nothing(rel_pos):
         maps = model(image)
         sum(x.square().sum() for x in maps).backward()
         results.append((maps, {k: p.grad for k, p in model.named_parameters()}))
+    note_difference('checkpointing, with gradients', results[1][0], results[0][0], '<= 1e-5')
     for x, y in zip(results[0][0], results[1][0]):
         assert torch.equal(x, y)
     for name, gradient in results[0][1].items():
@@ -344,6 +352,7 @@ def test_drop_path_drops_an_image_as_a_whole_in_every_stage():
         assert set(changed.tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.checklist('amp')
 def test_autocast_in_bfloat16():
     for rel_pos in REL_POS:
         model, image = build(rel_pos_bias=rel_pos), torch.randn(2, 3, 48, 64)
@@ -364,6 +373,7 @@ def test_a_model_in_bfloat16_or_double():
             assert {x.dtype for x in maps} == {dtype}
 
 
+@pytest.mark.checklist('no-shared-state')
 def test_copying_and_pickling():
     model, image = build(rel_pos_bias='block').eval(), torch.randn(1, 3, 32, 32)
     expected = model(image)

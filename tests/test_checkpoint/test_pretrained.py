@@ -68,6 +68,7 @@ def test_one_file_loads_both_parts_of_a_detector(tmp_path, kind, prefixes):
     assert_part(detector.neck, expected, 'neck.')
 
 
+@pytest.mark.checklist('parity')
 def test_golden_numbers_of_a_loaded_file(authors_file):
     """The same output as the weights loaded strictly by hand."""
     by_hand = Detector(ARCH_CFG, NECK_CFG)

@@ -83,11 +83,13 @@ def shapes(state) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
+@pytest.mark.checklist('parity')
 def test_every_table_of_keys_is_tested():
     assert {path.stem for path in KEYS.glob('*.json')} == {*MODELS, *FAST_MODELS}
     assert len(MODELS) + len(FAST_MODELS) == 39
 
 
+@pytest.mark.checklist('parity')
 @pytest.mark.parametrize('name', MODELS)
 def test_keys_map_onto_the_model(name):
     backbone_kwargs, depth, parts = MODELS[name]
@@ -117,6 +119,7 @@ def test_keys_map_onto_the_model(name):
     assert {key.split('.')[0] for key in state} - known == parts
 
 
+@pytest.mark.checklist('parity')
 @pytest.mark.parametrize('name', FAST_MODELS)
 def test_keys_map_onto_the_fast_model(name):
     table = read_table(name)
@@ -134,6 +137,7 @@ def test_keys_map_onto_the_fast_model(name):
         assert num_values(state) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
+@pytest.mark.checklist('parity')
 @pytest.mark.parametrize('name', [*MODELS, *FAST_MODELS])
 def test_keys_become_themselves_again(name):
     table = read_table(name)
@@ -177,6 +181,7 @@ def test_fixture_is_explained(name):
             assert new[key] is state[old]
 
 
+@pytest.mark.checklist('parity')
 @pytest.mark.parametrize('name', WITH_WEIGHTS)
 def test_fixture_becomes_itself_again(name):
     """Bit for bit, and with the indices of relative positions that the reference had computed."""

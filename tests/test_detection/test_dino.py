@@ -28,6 +28,7 @@ def authors_encoding(boxes: Tensor, width: int) -> Tensor:
     return torch.stack(parts, dim=-1)
 
 
+@pytest.mark.checklist('parity')
 @pytest.mark.parametrize('width', [32, 64, 256])
 @pytest.mark.parametrize('stack', ['onedl', 'openmmlab'])
 def test_encoding_is_that_of_the_authors(width, stack):
@@ -54,6 +55,7 @@ def config() -> Config:
     return Config.fromstring(text, '.py').model
 
 
+@pytest.mark.checklist('parity')
 def test_names_and_shapes_of_released_weights(config):
     """Those of mmdet's own released file, `dino-4scale_r50_8xb2-12e_coco`."""
     config.backbone.init_cfg = None

@@ -9,6 +9,8 @@ from tests.tiny_configs import ROOT, parse, plain_text, write_coco
 
 pytest.importorskip('mmdet')
 
+pytestmark = pytest.mark.checklist('leak')
+
 
 @pytest.mark.slow
 @needs_linux

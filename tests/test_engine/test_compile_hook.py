@@ -18,6 +18,7 @@ from itpn_mm.acceleration import SETTINGS, TokenMigration
 from itpn_mm.engine import CompileHook
 from itpn_mm.engine.compile_hook import set_recompile_limit
 from itpn_mm.registry import MODELS
+from tests.checklist import note_difference
 
 SHAPES = ((64, 64), (64, 96), (96, 80))
 PARTS = ('backbone', 'neck')
@@ -108,6 +109,8 @@ def count_graphs() -> int:
     return counters['stats']['unique_graphs']
 
 
+@pytest.mark.checklist('leak')
+@pytest.mark.checklist('equivalences')
 @pytest.mark.usefixtures('no_inductor')
 @pytest.mark.parametrize('setting', ['dense', 'all'])
 def test_each_shape_is_compiled_once(setting, tmp_path):
@@ -217,6 +220,7 @@ def test_a_part_that_is_not_there(tmp_path):
         runner.train()
 
 
+@pytest.mark.checklist('equivalences')
 @pytest.mark.slow
 def test_generated_code_gives_the_same():
     """The real compiler, which takes minutes on a CPU: maps and gradients to 1e-4."""
@@ -230,6 +234,8 @@ def test_generated_code_gives_the_same():
 
     expected = run()
     CompileHook().before_run(SimpleNamespace(model=model))
-    for found, wanted in zip(run(), expected, strict=True):
+    compiled = run()
+    for found, wanted in zip(compiled, expected, strict=True):
+        note_difference('generated code, with gradients', found, wanted, '<= 1e-4')
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     assert count_graphs() == len(PARTS)

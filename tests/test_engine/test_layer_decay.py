@@ -101,6 +101,7 @@ def assert_same(found: dict, expected: dict) -> None:
         assert found[name] == (layer_id, pytest.approx(scale, rel=1e-9), decay), name
 
 
+@pytest.mark.checklist('layer-decay')
 @pytest.mark.parametrize(
     ('table_name', 'options'),
     [('h_pixel_finetune_base', {}), ('h_clip_finetune_base', dict(layer_scale_init_value=0.1))],
@@ -115,6 +116,7 @@ def test_golden_finetuning_of_base(table_name, options):
     assert_same(settings(model, layer_decay_rate=table['effective_decay']), rows)
 
 
+@pytest.mark.checklist('layer-decay')
 @pytest.mark.parametrize('arch', ['tiny', 'base'])
 def test_golden_finetuning_of_fast_itpn(arch):
     """Merges are layers too."""
@@ -142,6 +144,7 @@ def test_position_tables_of_fast_itpn_differ_from_the_release():
             assert found[name] == (0, pytest.approx(0.8**17), 0.0)
 
 
+@pytest.mark.checklist('layer-decay')
 def test_golden_detection_of_base():
     table, rows = golden_table('h_det_HiViTLayerDecay_pixel_base_24')
     model = models.detector(models.backbone_cfg('base'), models.neck_cfg(depth=1))
@@ -169,6 +172,7 @@ HOSTS = {
 }
 
 
+@pytest.mark.checklist('layer-decay')
 @pytest.mark.parametrize('unit', ['block', 'attention', 'layer'])
 @pytest.mark.parametrize('arch', ['base', 'large'])
 @pytest.mark.parametrize('host', HOSTS)
@@ -188,6 +192,7 @@ def test_every_parameter_in_every_host(host, arch, unit):
     assert {layer_id for layer_id, *_ in found.values()} == set(range(num_layers))
 
 
+@pytest.mark.checklist('layer-decay')
 @pytest.mark.parametrize('rel_pos_bias', ['block', 'shared', 'decomposed'])
 def test_position_tables_do_not_decay(rel_pos_bias):
     model = models.classifier(models.backbone_cfg('tiny', rel_pos_bias=rel_pos_bias))

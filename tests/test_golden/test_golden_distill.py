@@ -21,6 +21,8 @@ pytest.importorskip('mmpretrain')
 from itpn_mm.checkpoint.remap import remap
 from itpn_mm.pretraining import CLIPDistillHead, iTPNDistill
 
+pytestmark = pytest.mark.checklist('parity')
+
 KIND = 'clip_pretrain'
 REL_POS = 'attn.rel_pos.table'
 

@@ -16,6 +16,8 @@ from tests.golden import (
     under,
 )
 
+pytestmark = pytest.mark.checklist('parity')
+
 KIND = 'fast_cls'
 
 

@@ -16,6 +16,8 @@ from tests.golden import (
     under,
 )
 
+pytestmark = pytest.mark.checklist('parity')
+
 CLASSIFICATION = ('pixel_cls', 'clip_cls')
 DENSE = ('det_pixel', 'det_clip', 'seg')
 

@@ -17,6 +17,8 @@ from itpn_mm.layers import (
 )
 from tests.golden import DTYPES, INDEX, assert_matches, by_patch, load, under
 
+pytestmark = pytest.mark.checklist('parity')
+
 RENAMES = {  # the reference's names of parameters -> ours; `reduction` only in the splitting
     'gamma_1': 'ls1.gamma',
     'gamma_2': 'ls2.gamma',

@@ -23,7 +23,7 @@ JOINT = 'i4_rel_pos_table_bicubic'
 DECOMPOSED = 'i5_decomposed_rel_pos'
 SINCOS = 'i6_sincos_pos_embed'
 
-pytestmark = pytest.mark.parametrize('dtype', DTYPES)
+pytestmark = [pytest.mark.parametrize('dtype', DTYPES), pytest.mark.checklist('parity')]
 
 
 def rows(name):

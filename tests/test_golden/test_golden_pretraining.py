@@ -24,6 +24,8 @@ pytest.importorskip('mmpretrain')
 from itpn_mm.checkpoint.remap import remap
 from itpn_mm.pretraining import PatchMask, PixelReconstructionHead, RandomMasking, iTPN
 
+pytestmark = pytest.mark.checklist('parity')
+
 KIND = 'pixel_pretrain'
 
 

@@ -12,6 +12,8 @@ from mmpretrain.models import TwoNormDataPreprocessor
 
 from itpn_mm.pretraining import CLIPTeacher
 
+pytestmark = pytest.mark.checklist('parity')
+
 NAME = 't1_clip_teacher'
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

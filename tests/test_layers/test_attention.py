@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from itpn_mm.layers import Attention, DecomposedRelativePosition, RelativePositionBias, TokenGrid
+from tests.checklist import note_difference
 
 
 def plain_attention(module, x, bias=0.0):
@@ -14,14 +15,18 @@ def plain_attention(module, x, bias=0.0):
     return module.proj((logits.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
+@pytest.mark.checklist('equivalences')
 @torch.no_grad()
 @pytest.mark.parametrize('qkv_bias', [True, False])
 def test_attention_as_written(qkv_bias):
     module, x = Attention(24, 3, qkv_bias=qkv_bias), torch.randn(2, 7, 24)
     assert (module.qkv.bias is not None) == qkv_bias
-    torch.testing.assert_close(module(x), plain_attention(module, x))
+    found, expected = module(x), plain_attention(module, x)
+    note_difference('fused attention', [found], [expected], '<= 1e-5')
+    torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.checklist('equivalences')
 @torch.no_grad()
 @pytest.mark.parametrize('kind', ['joint', 'decomposed'])
 def test_attention_with_relative_positions(kind):

@@ -71,6 +71,7 @@ def test_dropped_branches_leave_the_image_as_it_was(make):
     assert 0.6 < unchanged.float().mean() < 1
 
 
+@pytest.mark.checklist('equivalences')
 @pytest.mark.parametrize('shape', [(7, 8), (2, 5, 8), (3, 2, 4, 8)])
 def test_inference_in_slices_gives_the_same(shape, monkeypatch):
     monkeypatch.setattr('itpn_mm.layers.block.SLICE_TOKENS', 4)

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from itpn_mm.layers import choose_leaving, restore_tokens, take_tokens
 
+pytestmark = pytest.mark.checklist('migration')
+
 SEEDS = st.integers(0, 999)
 
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itpn_mm.layers import TokenWindows, WindowGrid, attend
+from tests.checklist import note_difference
 from tests.slow_acceleration import cut
 
 SIDES, SIZES = st.integers(1, 33), st.integers(2, 40)
@@ -61,6 +62,7 @@ def test_the_largest_windows_come_first():
     assert grid.order()[0].tolist()[:11] == [18, 19, 20, 25, 26, 27, 32, 33, 34, 14, 15]
 
 
+@pytest.mark.checklist('equivalences')
 @settings(max_examples=60, deadline=None)
 @given(
     length=st.integers(1, 9),
@@ -77,7 +79,9 @@ def test_attend_is_softmax_attention(length, keys, heads, biased, seed):
     logits = torch.einsum('blhd,bmhd->bhlm', q, k) / 2
     weights = (logits + bias if biased else logits).softmax(-1)
     expected = torch.einsum('bhlm,bmhd->blhd', weights, v)
-    torch.testing.assert_close(attend(q, k, v, bias), expected)
+    found = attend(q, k, v, bias)
+    note_difference('fused attention', [found], [expected], '<= 1e-5')
+    torch.testing.assert_close(found, expected)
 
 
 @st.composite

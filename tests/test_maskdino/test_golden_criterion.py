@@ -13,6 +13,8 @@ from itpn_mm.maskdino.targets import Target
 
 from .golden import assert_close, cross_entropy, index, load, our_losses, theirs
 
+pytestmark = pytest.mark.checklist('parity')
+
 CRITERION = [name for name in index() if name.startswith('d') and 'criterion' in name]
 FIXTURES = [*CRITERION, 'd6_uncertain_points']
 

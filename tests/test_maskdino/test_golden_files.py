@@ -1,5 +1,7 @@
 """No fixture is left out."""
 
+import pytest
+
 from . import (
     test_golden_criterion,
     test_golden_inference,
@@ -8,6 +10,8 @@ from . import (
     test_golden_predictor,
 )
 from .golden import DATA, index
+
+pytestmark = pytest.mark.checklist('parity')
 
 MODULES = (
     test_golden_pixel_decoder,

@@ -14,6 +14,8 @@ from itpn_mm.maskdino.predictor import Outputs, Predictions
 
 from .golden import assert_close, cross_entropy, load, take
 
+pytestmark = pytest.mark.checklist('parity')
+
 FIXTURES = ['e1_inference']
 ENTRY, TENSORS = load(*FIXTURES)
 SIZES, ORIGINAL = (

@@ -14,6 +14,8 @@ from ..test_checkpoint.test_maskdino import read_table, resnet50, swin
 from ..test_configs import MASKDINO, read
 from .golden import DATA
 
+pytestmark = pytest.mark.checklist('parity')
+
 CONFIGS = dict(
     ade20k_semantic_r50='maskdino_r50-released_8xb2-160k_ade20k-512x512',
     coco_instance_r50='maskdino_r50-released_8xb2-amp-lsj-50e_coco',

@@ -15,6 +15,8 @@ from itpn_mm.maskdino.tokens import LevelTokens
 
 from .golden import assert_close, load, take
 
+pytestmark = pytest.mark.checklist('parity')
+
 FIXTURES = ['ops']
 
 

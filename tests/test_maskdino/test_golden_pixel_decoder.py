@@ -8,6 +8,8 @@ from itpn_mm.maskdino.pixel_decoder import MaskDINOPixelDecoder
 
 from .golden import PIXEL_DECODER, assert_close, index, load, take
 
+pytestmark = pytest.mark.checklist('parity')
+
 FIXTURES = [name for name in index() if name.startswith('a')]
 CASES = [(name, case) for name in FIXTURES for case in index()[name]['cases']]
 

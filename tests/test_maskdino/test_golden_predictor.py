@@ -9,6 +9,8 @@ from itpn_mm.maskdino.tokens import LevelTokens
 
 from .golden import assert_close, build_predictor, index, load, state_of, take, theirs
 
+pytestmark = pytest.mark.checklist('parity')
+
 TRAINING = [name for name in index() if name.startswith('c')]
 FIXTURES = [name for name in index() if name.startswith('b')] + TRAINING
 CASES = [

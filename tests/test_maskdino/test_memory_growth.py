@@ -15,6 +15,8 @@ from tests.tiny_configs import plain_text
 
 from .heads import head_options
 
+pytestmark = pytest.mark.checklist('leak')
+
 NUM_CLASSES, OBJECTS = 3, 12  # of an image, at most
 
 

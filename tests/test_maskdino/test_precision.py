@@ -12,6 +12,8 @@ from itpn_mm.maskdino.predictor import Outputs, Predictions
 from .golden import cross_entropy
 from .heads import make_maps, make_target, tiny_head, total
 
+pytestmark = pytest.mark.checklist('amp')
+
 SIZE = (64, 96)
 # Their inputs and outputs are what the arithmetic inside is done in.
 LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)

@@ -18,6 +18,8 @@ from . import reference
 from .draws import share_draws
 from .golden import cross_entropy
 
+pytestmark = pytest.mark.checklist('parity')
+
 POINTS, CLASSES, CHANNELS = 12, 3, 4
 NAMES = ('', 'd0.', 'd1.', 'enc_')
 # focal?, objects of the images, queries, losses of noisy queries, padded?, classes with boxes

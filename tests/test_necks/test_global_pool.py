@@ -20,6 +20,7 @@ def build(**kwargs) -> GlobalAveragePoolNorm:
     return neck
 
 
+@pytest.mark.checklist('parity')
 @pytest.mark.parametrize('name, case, dtype', cases('pixel_cls'))
 def test_golden_classifier(name, case, dtype):
     """A whole classifier of the release: backbone, this neck, one linear layer."""

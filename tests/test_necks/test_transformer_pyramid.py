@@ -70,6 +70,7 @@ def test_joined_with_the_inputs():
         torch.testing.assert_close(x, torch.cat([level, source], 1))
 
 
+@pytest.mark.checklist('fuzz-sizes')
 @settings(max_examples=40, deadline=None)
 @given(h=st.integers(1, 9), w=st.integers(1, 9), out_strides=st.sampled_from(CHOICES))
 def test_any_size_and_choice_of_levels(h, w, out_strides):
@@ -127,6 +128,7 @@ def test_other_backbones(in_strides, dims, out_strides):
 # Options
 
 
+@pytest.mark.checklist('no-shared-state')
 def test_names_of_the_parameters_are_kept():
     """Files written by one version must load in the next."""
     block = ['norm2.weight', 'norm2.bias'] + [
@@ -169,6 +171,7 @@ def test_options_reach_the_layers():
     assert [m.expand.out_features for m in neck.modules() if isinstance(m, PatchSplit)] == [32, 32]
 
 
+@pytest.mark.checklist('no-shared-state')
 def test_building_one_neck_leaves_another_alone():
     first = TransformerPyramidNeck()
     before = first.in_channels, first.in_strides, first.out_strides
@@ -181,6 +184,7 @@ def test_building_one_neck_leaves_another_alone():
     assert before == ((128, 256, 512), (4, 8, 16), STRIDES)
 
 
+@pytest.mark.checklist('no-shared-state')
 @pytest.mark.parametrize('pool', ['avg', 'max'])
 def test_copying_and_pickling(pool):
     neck, inputs = build(pool=pool), maps()
@@ -206,6 +210,7 @@ def test_roi_align_reads_the_levels_right():
     )
 
 
+@pytest.mark.checklist('amp')
 def test_autocast_in_bfloat16():
     neck, inputs = build(), maps()
     expected = neck(inputs)
