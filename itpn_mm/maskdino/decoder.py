@@ -11,7 +11,7 @@ from mmdet.models.layers import (
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from itpn_mm.layers.arguments import check_sizes
+from itpn_mm.layers.arguments import check_counts, check_sizes
 
 from .layers import init_layers
 from .precision import single_precision
@@ -45,11 +45,11 @@ class MaskDINODecoder(BaseModule):
     ) -> None:
         super().__init__()
         check_sizes(
-            num_layers=num_layers,
             num_heads=num_heads,
             num_points=num_points,
             feedforward_channels=feedforward_channels,
         )
+        check_counts(num_layers=num_layers)
         self.embed_dims = embed_dims
         self.num_levels = num_levels
         attention = dict(embed_dims=embed_dims, num_heads=num_heads, dropout=0.0, batch_first=True)

@@ -8,7 +8,7 @@ from mmdet.models.layers import DeformableDetrTransformerEncoderLayer, SinePosit
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from itpn_mm.layers.arguments import are_sizes, check_sizes
+from itpn_mm.layers.arguments import are_sizes, check_counts, check_sizes
 
 from .layers import init_layers
 from .padding import PaddedGroupNorm, extend_image, find_image
@@ -88,11 +88,11 @@ class MaskDINOPixelDecoder(BaseModule):
             num_levels=num_levels,
             feat_channels=feat_channels,
             out_channels=out_channels,
-            num_layers=num_layers,
             num_heads=num_heads,
             num_points=num_points,
             feedforward_channels=feedforward_channels,
         )
+        check_counts(num_layers=num_layers)
         encoded = num_levels - num_extra_levels
         if not 0 < encoded <= len(in_channels) or num_extra_levels < 0:
             raise ValueError(
