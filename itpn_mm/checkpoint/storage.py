@@ -1,6 +1,7 @@
 """Files of a run: written whole or not at all, and checked before a run goes on from one."""
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -65,13 +66,14 @@ def _write(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
         raise OSError(
             error.errno,
             f'{path}: not written ({error.strerror}); it takes {len(data) / 2**20:.1f} MiB and '
             f'{free / 2**20:.1f} MiB are free; what was saved before is intact: make room, resume',
         ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
@@ -90,7 +92,7 @@ def _sync_folder(folder: Path) -> None:
 
 def remove_unfinished(folder: str | Path) -> None:
     """Remove what a process that was killed while it wrote has left behind."""
-    for path in Path(folder).glob('.*.tmp'):
+    for path in Path(folder).glob('.*.pth*.tmp'):
         path.unlink(missing_ok=True)
 
 
@@ -105,14 +107,17 @@ def check_file(path: str | Path) -> None:
         FileNotFoundError: There is no such file.
     """
     path = Path(path).expanduser()
-    for file in shard_files(path) or [path]:
+    files = shard_files(path)
+    if not files and path.is_dir() and any(path.iterdir()):
+        return  # of DeepSpeed, which has formats of its own
+    for file in files or [path]:
         sums = _sum_file(file)
         if sums.is_file() and file.is_file():
-            expected, found = sums.read_text().split(' ')[0], _sum(file)
+            expected, found = sums.read_text(errors='replace').split(' ')[0], _sum(file)
             if found != expected:
                 raise ValueError(
                     f'{file}: the file is damaged: its SHA-256 is {found[:12]}..., but {sums.name} '
-                    f'says {expected[:12]}...'
+                    f'says {expected[:12]!r}...'
                 )
         read_file(file, resumable=True)
 
@@ -122,7 +127,7 @@ def newest_good(folder: str | Path) -> tuple[Path | None, dict[Path, str]]:
 
     Args:
         folder: The folder of the run, with `epoch_3.pth` or `iter_500.pth` and the like; where its
-            file `last_checkpoint` points elsewhere, that folder is looked at.
+            file `last_checkpoint` names one that is elsewhere only, that folder is looked at.
 
     Returns:
         The checkpoint, None if there is none at all, and the newer ones that are damaged with what
@@ -132,10 +137,14 @@ def newest_good(folder: str | Path) -> tuple[Path | None, dict[Path, str]]:
         ValueError: There are checkpoints, but every one is damaged.
     """
     folder, damaged = Path(folder), {}
-    pointer = folder / 'last_checkpoint'
-    if pointer.is_file() and (said := pointer.read_text().strip()):
-        folder = Path(said).parent if Path(said).parent.is_dir() else folder
-    for path in sorted(_checkpoints(folder), key=_age, reverse=True):
+    last = _last_checkpoint(folder)
+    if last is not None:
+        # The first of two equal ones: a copied folder still names the original.
+        folder = max(
+            (folder, last.parent),
+            key=lambda place: ((place / last.name).exists(), len(_newest_first(place)) > 0),
+        )
+    for path in _newest_first(folder, last and folder / last.name):
         try:
             check_file(path)
         except ValueError as error:
@@ -150,12 +159,26 @@ def newest_good(folder: str | Path) -> tuple[Path | None, dict[Path, str]]:
     return None, {}
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """What a run can be resumed from; the best so far (`best_*.pth`) has no optimizer."""
+def _last_checkpoint(folder: Path) -> Path | None:
+    """What mmengine noted down, maybe not in time; it is empty if the run was killed right then."""
+    pointer = folder / 'last_checkpoint'
+    said = pointer.read_text().strip() if pointer.is_file() else ''
+    return Path(said) if said else None
+
+
+def _newest_first(folder: Path, last: Path | None = None) -> list[Path]:
+    """What a run can be resumed from; the best so far (`best_*.pth`) has no optimizer.
+
+    Times of writing tell the order, for a folder that is trained in anew holds later epochs of the
+    run before. In a copy of a folder all are new; so from `last` on, it is numbers that tell.
+    """
     names = re.compile(r'(?!best_).*_\d+\.pth')
-    return [path for path in folder.glob('*.pth') if names.fullmatch(path.name)]
+    paths = [p for p in folder.glob('*.pth') if names.fullmatch(p.name) or p == last]
+    since = last.stat().st_mtime_ns if last in paths else math.inf
 
+    def age(path: Path) -> tuple[bool, float, float]:
+        time = path.stat().st_mtime_ns
+        number = int((re.findall(r'\d+', path.stem) or [0])[-1])
+        return (True, number, time) if time >= since else (False, time, number)
 
-def _age(path: Path) -> tuple[int, float]:
-    """Order of checkpoints: the number of epochs or iterations, then the time of writing."""
-    return int(re.findall(r'\d+', path.stem)[-1]), path.stat().st_mtime
+    return sorted(paths, key=age, reverse=True)
