@@ -1,6 +1,7 @@
 """tools/setup_env.sh: its refusals, and its steps with an interpreter that pretends to install."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.checklist('environments')
 
+KNOWN = (3, 11, 'linux', 'x86_64')  # the interpreter that the hashes are of
 STEPS = ['venv', 'libraries', 'extras', 'mm-packages', 'mmcv', 'itpn_mm']
 # Answers as the real interpreter does, but for `-m venv` and `-m pip`, which it notes down, and for
 # the trials of what was installed, which take long. The versions that the script asks for are those
@@ -93,10 +95,20 @@ def test_all_steps_then_nothing(workshop, onedl):
     assert calls[0] == 'venv'
     assert 'mmcv onedl-mmcv==2.3.6' in calls
     assert calls[-1].endswith(f'--no-deps --no-build-isolation -e {workshop.repo}')
-    assert all('-lock.txt' in call for call in calls if '-r ' in call)
+    # What this interpreter is held to, see `constraints` of the script.
+    is_known = (*sys.version_info[:2], sys.platform, platform.machine()) == KNOWN
+    pins = 'onedl-hashes.txt' if is_known else 'onedl-lock.txt'
+    assert 'install --progress-bar off --no-deps -r /dev/fd/' in calls[1]  # pip
+    assert all(pins in call for call in calls[2:] if '-r ' in call)
     again = workshop.run()
     assert 'up to date' in again.stdout
     assert not workshop.calls.exists()
+
+
+def test_hashes_can_be_left_out(workshop, onedl):
+    assert workshop.run_steps(ITPN_HASHES='0') == STEPS
+    calls = workshop.calls.read_text()
+    assert 'onedl-lock.txt' in calls and 'onedl-hashes.txt' not in calls
 
 
 def test_goes_on_where_it_stopped(workshop, onedl):
@@ -196,3 +208,19 @@ def test_every_requirement_is_locked(root, stack):
         assert listed and set(listed) <= names
     packages = (requirements / f'{stack}-mm.txt').read_text().split()
     assert all('==' in line for line in packages)
+
+
+def test_hashes_are_of_the_locked_versions(root):
+    """Made again by a dry run of pip with `--no-deps --ignore-installed --report`, whose
+    `archive_info` of each package has them; for the source of mmcv by `pip hash`."""
+    requirements = root / 'requirements'
+    hashed = (requirements / 'onedl-hashes.txt').read_text().splitlines()
+    form = re.compile(r'([a-z0-9.-]+==[\w.]+) --hash=sha256:[0-9a-f]{64}')
+    assert all(form.fullmatch(line) for line in hashed)
+    locked = [
+        line
+        for name in ('onedl-lock.txt', 'onedl-mm.txt')
+        for line in (requirements / name).read_text().split()
+    ]
+    assert sorted(line.split()[0] for line in hashed) == sorted(locked)
+    assert len({line.split(':')[1] for line in hashed}) == len(hashed)

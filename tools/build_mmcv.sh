@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Build mmcv with its operators from source and install it.
 #
-#   bash tools/build_mmcv.sh PYTHON SPEC BUILD_DIR     e.g.  .venv/bin/python onedl-mmcv==2.3.6 build/mmcv
+#   bash tools/build_mmcv.sh PYTHON SPEC BUILD_DIR [CONSTRAINTS]     e.g.  .venv/bin/python onedl-mmcv==2.3.6 build/mmcv
 #
 # PYTHON must have torch, setuptools<81, wheel, ninja and psutil. BUILD_DIR keeps the objects, so that
 # an interrupted build goes on where it stopped. Most of the 78 files parse the same torch headers; a
 # precompiled header of <torch/types.h> makes the build about 8 times faster with GCC. Where it
-# cannot be made or used, the build is a plain one.
+# cannot be made or used, the build is a plain one. CONSTRAINTS are for pip: the SHA-256 of the source.
 set -euo pipefail
 {  # read as a whole before it runs, so that an edit or `git pull` meanwhile does no harm
 
-if (( $# != 3 )); then
+if (( $# < 3 || $# > 4 )); then
     sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
     exit 2
 fi
@@ -39,7 +39,7 @@ fi
 recipe="$spec $target $(sha256sum < "${BASH_SOURCE[0]}") $("$python" -c 'import sys, torch; print(sys.version, torch.__version__)')"
 if [[ ! -f $build/recipe || $(< "$build/recipe") != "$recipe" ]]; then
     (cd "$build" && rm -rf recipe sdist source wheel torch_types.h*)
-    "$python" -m pip download --no-deps --no-build-isolation --no-binary :all: -d "$build/sdist" "$spec"
+    "$python" -m pip download --no-deps --no-build-isolation --no-binary :all: -d "$build/sdist" ${4:+-c "$4"} "$spec"
     mkdir -p "$build/source"
     tar -xzf "$build"/sdist/*.tar.gz -C "$build/source" --strip-components 1
     printf '%s\n' "$recipe" > "$build/recipe"

@@ -4,6 +4,7 @@
 #   bash tools/setup_env.sh [--stack onedl|openmmlab]
 #
 # ITPN_VENV   where (default: .venv in the repository; .venv-openmmlab for that stack)
+# ITPN_HASHES 0: take files of other builds than those whose SHA-256 is in requirements/onedl-hashes.txt
 # PYTHON      the interpreter to build on (default: the first of python3.11, 3.12, 3.10, python3 that fits)
 #
 # Versions are those of requirements/. Every step that succeeded leaves a stamp keyed by what it was
@@ -17,7 +18,7 @@ while (( $# )); do
     case $1 in
         --stack) stack=${2-}; if (( $# > 1 )); then shift; fi ;;
         --stack=*) stack=${1#*=} ;;
-        -h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
         *) echo "setup_env.sh: unknown argument '$1'; usage: setup_env.sh [--stack onedl|openmmlab]" >&2; exit 2 ;;
     esac
     shift
@@ -161,7 +162,22 @@ sys.exit(bool(wrong))
 PY
 }
 
-pip_install() { "$py" -m pip install --progress-bar off -c "$req/$stack-lock.txt" "$@"; }
+hashes_fit() {
+    "$py" -c 'import platform, sys
+this = (*sys.version_info[:2], sys.platform, platform.machine())
+sys.exit(this != (3, 11, "linux", "x86_64"))'
+}
+
+# Versions, and where they are known the very files (Python 3.11, Linux, x86-64).
+constraints() {
+    local hashes=$req/$stack-hashes.txt
+    if [[ ${ITPN_HASHES-} != 0 && -f $hashes ]] && hashes_fit; then
+        printf '%s' "$hashes"
+    else
+        printf '%s' "$lock"
+    fi
+}
+pip_install() { "$py" -m pip install --progress-bar off -c "$(constraints)" "$@"; }
 
 make_venv() {  # an earlier, unfinished one is removed, but for the state folder, where the log is
     rm -f "$state"/*.stamp
@@ -172,7 +188,9 @@ verify_venv() { python_fits "$py" && "$py" -c 'import pip'; }
 
 verify_libraries() { check_pins "$req/build.txt" "$req/$stack.txt"; }
 install_libraries() {
-    pip_install -r "$req/build.txt"  # first of all: a newer pip
+    # First of all a newer pip, which takes hashes from constraints.
+    "$py" -m pip install --progress-bar off --no-deps -r <(grep '^pip==' "$(constraints)")
+    pip_install -r "$req/build.txt"
     pip_install -r "$req/$stack.txt"
     "$py" -c 'import cv2, torch, torchvision'
 }
@@ -190,7 +208,7 @@ verify_mmcv() {
     check_pins <(mmcv_spec) && compgen -G "$venv/lib/python3*/site-packages/mmcv/_ext*.so" >/dev/null
 }
 install_mmcv() {
-    bash "$repo/tools/build_mmcv.sh" "$py" "$(mmcv_spec)" "$state/mmcv"
+    bash "$repo/tools/build_mmcv.sh" "$py" "$(mmcv_spec)" "$state/mmcv" "$(constraints)"
     "$py" - <<'PY'
 import torch
 from mmcv.ops import nms
