@@ -57,3 +57,15 @@ def parse_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
             f'`out_indices` must be rising and out of (0, 1, 2), but got {out_indices!r}'
         )
     return indices
+
+
+def parse_with_cp(with_cp: bool | Sequence[int]) -> tuple[int, ...]:
+    """Stages whose activations are recomputed, out of (0, 1, 2); True for all, False for none."""
+    if isinstance(with_cp, bool):
+        return (0, 1, 2) if with_cp else ()
+    stages = tuple(with_cp) if isinstance(with_cp, Sequence) else (None,)
+    if stages != tuple(i for i in (0, 1, 2) if i in stages):
+        raise ValueError(
+            f'`with_cp` must be True, False or rising stages out of (0, 1, 2), but got {with_cp!r}'
+        )
+    return stages

@@ -30,7 +30,7 @@ from itpn_mm.layers.arguments import (
 )
 from itpn_mm.registry import MODELS
 
-from .arguments import parse_arch, parse_grid, parse_out_indices
+from .arguments import parse_arch, parse_grid, parse_out_indices, parse_with_cp
 
 
 @MODELS.register_module()
@@ -66,8 +66,8 @@ class HiViT(PretrainedModule):
         out_indices: Stages (0, 1, 2 for strides 4, 8, 16) to return.
         frozen_stages: Stages that do not train: -1 none, 0 the patch embedding, k also the first k
             stages with the merges before them (3 includes the position parameters).
-        with_cp: Whether to recompute activations of each block in the backward pass, to save
-            memory.
+        with_cp: Stages (0, 1, 2) whose blocks recompute their activations in the backward pass, to
+            save memory; ``True`` for all of them.
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)`` or mmengine initialisers.
 
     Raises:
@@ -107,7 +107,7 @@ class HiViT(PretrainedModule):
         interpolate_offset: float = 0.1,
         out_indices: Sequence[int] = (0, 1, 2),
         frozen_stages: int = -1,
-        with_cp: bool = False,
+        with_cp: bool | Sequence[int] = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -136,7 +136,7 @@ class HiViT(PretrainedModule):
             raise ValueError(f'`frozen_stages` must be in -1..3, but got {frozen_stages!r}')
         self.acceleration: nn.Module | None = None  # set by TokenMigration
         self.frozen_stages = frozen_stages
-        self.with_cp = with_cp
+        self.with_cp = parse_with_cp(with_cp)
         self.interpolate_offset = interpolate_offset
 
         dims = (self.embed_dims // 4, self.embed_dims // 2, self.embed_dims)
@@ -314,9 +314,11 @@ class HiViT(PretrainedModule):
         )
         return pos if tokens.keep is None else pos[0][tokens.keep]
 
-    def run_block(self, block: nn.Module, *args) -> Tensor:
-        """Call a block, with its activations recomputed in the backward pass if ``with_cp``."""
-        if self.with_cp and torch.is_grad_enabled():
+    def run_block(self, block: nn.Module, *args, stage: int = 2) -> Tensor:
+        """Call a block of a stage; its activations are recomputed in the backward pass if
+        ``with_cp`` says so.
+        """
+        if stage in self.with_cp and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from mmengine._strategy import FSDPStrategy as MMEngineFSDPStrategy
 from mmengine.device import get_device
+from mmengine.dist import barrier, is_main_process
 from mmengine.optim import BaseOptimWrapper
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
@@ -104,10 +107,22 @@ class FSDPStrategy(MMEngineFSDPStrategy):
         return optim_wrapper
 
     def save_checkpoint(self, filename: str, *, extra_ckpt: dict | None = None, **kwargs) -> None:
-        """As in mmengine; `meta` of the checkpoint also has the shapes of the whole tensors."""
+        """As in mmengine; `meta` also has the shapes of whole tensors, and nothing is in place
+        before all processes have written it.
+        """
         extra_ckpt = extra_ckpt or {}
         extra_ckpt.setdefault('meta', {})['shapes'] = self.shapes
-        super().save_checkpoint(filename, extra_ckpt=extra_ckpt, **kwargs)
+        path = Path(filename)
+        unfinished = path.with_name(f'.{path.name}.unfinished')
+        if is_main_process():
+            _remove(unfinished)  # of a run that was killed here
+        barrier()
+        super().save_checkpoint(str(unfinished), extra_ckpt=extra_ckpt, **kwargs)
+        barrier()
+        if is_main_process():
+            _remove(path)
+            unfinished.replace(path)
+        barrier()
 
     def model_state_dict(self) -> dict[str, Tensor]:
         """Tensors by the names of the plain model; a process's own parts, each flat, if local."""
@@ -155,3 +170,9 @@ class FSDPStrategy(MMEngineFSDPStrategy):
                 model=self.model, optim=optimizer, optim_state_dict=state_dict
             )
         optimizer.load_state_dict(state_dict)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
