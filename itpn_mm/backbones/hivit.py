@@ -268,9 +268,9 @@ class HiViT(PretrainedModule):
             x = gather_patches(x, keep, self.patch_size)
         x = self.patch_embed(x)
         maps = []
-        for blocks, merge in zip(self.stages, self.merges):
+        for stage, (blocks, merge) in enumerate(zip(self.stages, self.merges)):
             for block in blocks:
-                x = self.run_block(block, x)
+                x = self.run_block(block, x, stage=stage)
             maps.append(x)
             x = merge(x)
         return *maps, x, tokens
