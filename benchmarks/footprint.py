@@ -29,8 +29,14 @@ from benchmarks.models import Candidate, shipped
 
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
 ADAMW_STATES = 2  # moving averages, each as large as the weights
-# Stages whose blocks are recomputed.
-CHECKPOINTING = dict(none=(), stem=(0, 1), attention=(2,), all=(0, 1, 2))
+# Stages of the backbone whose blocks are recomputed, and whether those of the pyramid are.
+CHECKPOINTING = dict(
+    none=((), False),
+    attention=((2,), False),
+    backbone=((0, 1, 2), False),
+    pyramid=((), True),
+    all=((0, 1, 2), True),
+)
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ class Training:
             model.teacher._started = True  # asks the device else
         else:
             model = shipped(Candidate(self.model, 'dense'))
-        model.backbone.with_cp = CHECKPOINTING[self.checkpointing]
+        model.backbone.with_cp, model.neck.with_cp = CHECKPOINTING[self.checkpointing]
         return model.train()
 
     def loss(self, model: nn.Module) -> Tensor:

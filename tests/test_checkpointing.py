@@ -1,9 +1,11 @@
-"""Activation checkpointing by stage: `with_cp` of the backbones."""
+"""Activation checkpointing by stage: `with_cp` of backbones and pyramid."""
 
 import pytest
 import torch
 
 from itpn_mm.backbones import FastiTPN, HiViT
+from itpn_mm.layers import MlpBlock
+from itpn_mm.necks import TransformerPyramidNeck
 
 ARCH = dict(embed_dims=32, depths=(1, 2, 3), num_heads=2)
 
@@ -40,6 +42,24 @@ def test_stages_that_are_recomputed(kind, with_cp):
     count_passes(plain, images)
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter.grad, gradients[name]), name
+
+
+def test_pyramid_is_recomputed():
+    torch.manual_seed(0)
+    maps = [torch.randn(1, c, s, s, requires_grad=True) for c, s in ((8, 16), (16, 8), (32, 4))]
+    results = []
+    for with_cp in (False, True):
+        torch.manual_seed(1)
+        neck = TransformerPyramidNeck((8, 16, 32), 16, with_cp=with_cp)
+        passes = []
+        for module in neck.modules():
+            if isinstance(module, MlpBlock):
+                module.register_forward_pre_hook(lambda module, _: passes.append(module))
+        sum(level.square().sum() for level in neck(maps)).backward()
+        results.append({name: p.grad for name, p in neck.named_parameters()})
+        assert len(passes) == (1 + with_cp) * len(set(passes)) == (1 + with_cp) * (2 * 2 + 3)
+    for name, gradient in results[0].items():
+        assert torch.equal(gradient, results[1][name]), name
 
 
 @pytest.mark.parametrize('with_cp', [3, (1, 0), (0, 0), (0, 3), 'all', None])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from itpn_mm.checkpoint.pretrained import PretrainedModule
 from itpn_mm.layers import Linear, MlpBlock, PatchSplit
@@ -44,6 +45,8 @@ class TransformerPyramidNeck(PretrainedModule):
         concat_inputs: Whether each level is joined on channels by the backbone's map (the authors'
             UPerNet).
         norm_eps: Epsilon of all LayerNorms.
+        with_cp: Whether the blocks recompute their activations in the backward pass, to save
+            memory.
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)`` or mmengine initialisers.
 
     Attributes:
@@ -68,6 +71,7 @@ class TransformerPyramidNeck(PretrainedModule):
         pool: str = 'avg',
         concat_inputs: bool = False,
         norm_eps: float = 1e-6,
+        with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -83,11 +87,11 @@ class TransformerPyramidNeck(PretrainedModule):
         self.out_channels, self.out_strides = out_channels, tuple(out_strides)
         self._check_strides()
         check_positive(mlp_ratio=mlp_ratio, norm_eps=norm_eps)
-        check_flags(bias=bias, concat_inputs=concat_inputs)
+        check_flags(bias=bias, concat_inputs=concat_inputs, with_cp=with_cp)
         if pool not in list(POOLS):
             raise ValueError(f'`pool` must be one of {sorted(POOLS)}, but got {pool!r}')
         self.pool = pool
-        self.concat_inputs = concat_inputs
+        self.concat_inputs, self.with_cp = concat_inputs, with_cp
         num_splits = len(self.in_strides) - 1
         depths = depth if isinstance(depth, Sequence) else (depth,) * num_splits
         if len(depths) != num_splits or not all(is_whole(n) and n >= 0 for n in depths):
@@ -177,15 +181,22 @@ class TransformerPyramidNeck(PretrainedModule):
         if top in self._levels:
             name = f'p{top}'
             lateral = self.laterals[name](x) if name in self.laterals else x
-            levels[top] = self.outputs[name](lateral)
+            levels[top] = self._run_block(self.outputs[name], lateral)
         for stride in reversed(self.in_strides[:-1]):
             name = f'p{stride}'
             if name not in self.splits:
                 break
-            x = self.blocks[name](self.splits[name](x) + self.laterals[name](laterals[stride]))
+            x = self.splits[name](x) + self.laterals[name](laterals[stride])
+            for block in self.blocks[name]:
+                x = self._run_block(block, x)
             if stride in self._levels:
-                levels[stride] = self.outputs[name](x)
+                levels[stride] = self._run_block(self.outputs[name], x)
         return levels
+
+    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
 
     def _check_maps(self, maps: list[Tensor]) -> None:
         found = tuple(x.shape[-1] for x in maps)
