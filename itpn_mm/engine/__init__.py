@@ -1,5 +1,6 @@
 """Tools of a training run, for every OpenMMLab package: optimizer settings, hooks, checks."""
 
+from .bad_samples_hook import SkipBadSamplesHook
 from .checkpoint_hook import AtomicCheckpointHook
 from .compile_hook import CompileHook
 from .ema_hook import EMATeacherHook
@@ -20,6 +21,7 @@ __all__ = [
     'NonFiniteHook',
     'PreflightHook',
     'SeedHook',
+    'SkipBadSamplesHook',
     'check_config',
     'check_model_fits',
     'load_trained',
