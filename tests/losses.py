@@ -14,25 +14,10 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-# Instructions that all x86 machines of the last ten years have, whatever this one could do: a wider
-# vector changes the order of additions. MKL takes another path on each kind of processor unless told
-# to be compatible; oneDNN, whose blocks depend on the caches, is switched off below. Read when the
-# libraries are imported, so this comes first.
-PINNED = dict(
-    ATEN_CPU_CAPABILITY='avx2',
-    MKL_CBWR='COMPATIBLE',
-    MKL_NUM_THREADS='1',
-    NPY_DISABLE_CPU_FEATURES='AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL',
-    OMP_NUM_THREADS='1',
-    OPENCV_CPU_DISABLE='AVX512-SKX',
-)
-if __name__ == '__main__':
-    os.environ.update(PINNED)
 
 import numpy as np
 import torch
@@ -58,6 +43,18 @@ RUNS = {
     'upernet': 'segmentation/upernet_hivit-base-itpn-pixel_tpn_8xb2-amp-160k_ade20k-512x512',
     'maskdino': 'detection/maskdino_fastitpn-base-itpn-clip-l_tpn_8xb2-amp-lsj-50e_coco',
 }
+# Instructions that all x86 machines of the last ten years have, whatever this one could do: a wider
+# vector changes the order of additions. MKL takes another path on each kind of processor unless
+# told to be compatible; oneDNN, whose blocks depend on the caches, is switched off below. The
+# libraries read this when they are imported.
+PINNED = dict(
+    ATEN_CPU_CAPABILITY='avx2',
+    MKL_CBWR='COMPATIBLE',
+    MKL_NUM_THREADS='1',
+    NPY_DISABLE_CPU_FEATURES='AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL',
+    OMP_NUM_THREADS='1',
+    OPENCV_CPU_DISABLE='AVX512-SKX',
+)
 # What decides about the last bits. Each line names one package under its names on the two stacks.
 PACKAGES = (
     *(('torch',), ('torchvision',), ('numpy',), ('scipy',), ('pillow',)),
@@ -206,14 +203,17 @@ def update(found: dict[str, dict]) -> None:
     print('Say in CHANGELOG.md why the numbers changed.')
 
 
-def main(arguments: Iterable[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
+    if os.environ | PINNED != os.environ:  # begin anew
+        command = [sys.executable, '-m', 'tests.losses', *arguments]
+        os.execve(sys.executable, command, os.environ | PINNED)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('names', nargs='*', metavar='NAME', help=f'of {", ".join(RUNS)}')
     parser.add_argument('--update', action='store_true', help='write the committed files anew')
     parser.add_argument('--out', type=Path, help='write what was found there')
     parser.add_argument('--steps', type=int, default=STEPS)
     parser.add_argument('--workers', type=int, default=0)
-    args = parser.parse_args(list(arguments))
+    args = parser.parse_args(arguments)
     if unknown := set(args.names) - set(RUNS):
         parser.error(f'no such run: {", ".join(sorted(unknown))}; there are {", ".join(RUNS)}')
     if args.update and args.steps != STEPS:

@@ -2,13 +2,14 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from . import losses
-from .losses import RUNS, STEPS, difference, read
+from .losses import PINNED, ROOT, RUNS, STEPS, difference, read
 
 pytestmark = pytest.mark.checklist('loss-files')
 
@@ -37,7 +38,8 @@ def found(tmp_path_factory):
             names = [n for n in group if importlib.util.find_spec(host(n))]
             out = tmp_path_factory.mktemp('losses') / 'found.json'
             command = [sys.executable, '-m', 'tests.losses', *names, '--out', str(out)]
-            run = subprocess.run(command, cwd=losses.ROOT, capture_output=True, text=True)
+            env = os.environ | PINNED
+            run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
             assert run.returncode == 0, run.stderr[-4000:]
             result = json.loads(out.read_text())
             done.update(
