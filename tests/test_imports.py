@@ -31,6 +31,8 @@ ARROWS = {
     'acceleration': ({'layers', 'backbones', 'registry'}, {'torch', 'mmengine'}),
     'engine': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
     'recipes': ({'acceleration', 'backbones'}, set()),
+    # The ONNX packages inside functions only.
+    'export': ({'backbones', 'necks', 'version'}, {'torch', 'onnx', 'onnxruntime'}),
     'maskdino': ({'layers'}, {'torch', 'mmengine', 'mmcv', 'mmdet', 'scipy'}),
     'detection': ({'registry', 'maskdino'}, {'torch', 'mmengine', 'mmdet'}),
     'segmentation': ({'registry', 'maskdino'}, {'torch', 'mmseg'}),
