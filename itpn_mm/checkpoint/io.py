@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .report import shorten
 from .shards import merge_shards, shard_files
+from .sums import check_sum
 
 # Where training scripts put the weights: mmengine and the authors' mmdet, their own scripts,
 # DeepSpeed. Beside the model, some keep an exponential moving average of it (timm, mmengine).
@@ -124,6 +125,7 @@ def read_file(path: str | Path, *, trust: bool = False, resumable: bool = False)
     """Read a checkpoint with all that is beside the weights; see :func:`read_checkpoint`.
 
     What is neither a tensor nor a number, text or container of such is read as an empty object.
+    Where a check sum `<file>.sha256` stands beside the file, the two have to agree.
 
     Args:
         path: A local file.
@@ -132,6 +134,7 @@ def read_file(path: str | Path, *, trust: bool = False, resumable: bool = False)
             again, with the real objects, when a run is resumed.
     """
     path = _local_file(path)
+    check_sum(path)
     with path.open('rb') as file:
         head = file.read(64)
     if not head:

@@ -11,8 +11,8 @@ from mmengine.fileio import LocalBackend, register_backend
 
 from .io import read_file
 from .shards import shard_files
+from .sums import sum_file
 
-SUM_SUFFIX = '.sha256'  # a line as `sha256sum` writes it, so that `sha256sum -c` checks it
 ATOMIC_BACKEND = 'itpn_mm.atomic'
 
 
@@ -32,7 +32,7 @@ class AtomicBackend(LocalBackend):
         """
         path = Path(filepath)
         path.parent.mkdir(parents=True, exist_ok=True)
-        sums = _sum_file(path)
+        sums = sum_file(path)
         # The sum is never that of another file: without one, a file is checked by what it holds.
         sums.unlink(missing_ok=True)
         _write(path, obj)
@@ -40,20 +40,8 @@ class AtomicBackend(LocalBackend):
 
     def remove(self, filepath: str | Path) -> None:
         """Remove a file and its check sum."""
-        _sum_file(Path(filepath)).unlink(missing_ok=True)
+        sum_file(Path(filepath)).unlink(missing_ok=True)
         super().remove(filepath)
-
-
-def _sum_file(path: Path) -> Path:
-    return path.with_name(path.name + SUM_SUFFIX)
-
-
-def _sum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -111,14 +99,6 @@ def check_file(path: str | Path) -> None:
     if not files and path.is_dir() and any(path.iterdir()):
         return  # of DeepSpeed, which has formats of its own
     for file in files or [path]:
-        sums = _sum_file(file)
-        if sums.is_file() and file.is_file():
-            expected, found = sums.read_text(errors='replace').split(' ')[0], _sum(file)
-            if found != expected:
-                raise ValueError(
-                    f'{file}: the file is damaged: its SHA-256 is {found[:12]}..., but {sums.name} '
-                    f'says {expected[:12]!r}...'
-                )
         read_file(file, resumable=True)
 
 
