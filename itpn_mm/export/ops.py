@@ -199,6 +199,13 @@ def _avg_pool(w, node, x, kernel, stride=()):
     return w.emit('AveragePool', x, kernel_shape=kernel, strides=stride or kernel)
 
 
+@writes('adaptive_avg_pool2d')
+def _global_pool(w, node, x, size):
+    if list(size) != [1, 1]:
+        raise ValueError(f'adaptive pooling to {size} cannot be written to ONNX, only to 1 x 1')
+    return w.emit('GlobalAveragePool', x)
+
+
 @writes('max_pool2d')
 def _max_pool(w, node, x, kernel, stride=()):
     return w.emit('MaxPool', x, kernel_shape=kernel, strides=stride or kernel)

@@ -37,7 +37,7 @@ def make(kind: type[HiViT] = HiViT, setting: str | dict | None = None, **kwargs)
     backbone = plain(kind, depth=2, **kwargs)
     if setting is not None:
         options = SETTINGS[setting] if isinstance(setting, str) else setting
-        backbone = accelerated(backbone, window_size=4, schedule=dict(every=1), **options)
+        backbone = accelerated(backbone, window_size=4, schedule=dict(first=1), **options)
     return Model(backbone)
 
 
