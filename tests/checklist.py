@@ -12,10 +12,12 @@ import time
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Name of a line -> what has to hold.
 LINES = {
@@ -114,7 +116,7 @@ class Record:
         figures.append(new)
 
     def write(self) -> None:
-        """Write what was seen; a line without a test in this run is not in the file."""
+        """Write what was seen; lines without a test in this run are in the file too."""
         versions = {}
         for package in PACKAGES:
             try:
@@ -127,7 +129,7 @@ class Record:
             versions=versions,
             slow=self.slow,
             tests=self.tests,
-            lines={name: self.lines[name] for name in LINES if name in self.lines},
+            lines={name: dict(text=text, **self.line(name)) for name, text in LINES.items()},
         )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(record, indent=1, default=float) + '\n')
@@ -241,7 +243,7 @@ def note_figure(what: str, value: float | int | str, limit: str | None = None) -
 
 
 def note_difference(
-    what: str, found: Iterable[Tensor], expected: Iterable[Tensor], limit: str
+    what: str, found: Iterable['Tensor'], expected: Iterable['Tensor'], limit: str
 ) -> None:
     """Note the largest max |a - b| / max |b| of pairs of tensors."""
     if not RUNNING:
