@@ -1,5 +1,6 @@
 """Packaging of itpn_mm: a `build_py` step puts configs and tools where OpenMMLab's `mim` looks."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,7 @@ MIM_ENTRIES = ('configs', 'tools', 'benchmarks', 'model-index.yml')  # tools nee
 
 
 def read_version() -> str:
-    scope: dict[str, str] = {}
-    exec((ROOT / 'itpn_mm' / 'version.py').read_text(), scope)
-    return scope['__version__']
+    return re.search(r"__version__ = '(.+)'", (ROOT / 'itpn_mm' / 'version.py').read_text())[1]
 
 
 def read_requirements(*names: str) -> list[str]:

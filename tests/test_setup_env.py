@@ -210,6 +210,7 @@ def test_every_requirement_is_locked(root, stack):
     assert all('==' in line for line in packages)
 
 
+@pytest.mark.checklist('security')
 def test_hashes_are_of_the_locked_versions(root):
     """Made again by a dry run of pip with `--no-deps --ignore-installed --report`, whose
     `archive_info` of each package has them; for the source of mmcv by `pip hash`."""

@@ -47,6 +47,7 @@ def test_containers(tmp_path, container, legacy):
     assert_state(read_checkpoint(write(tmp_path / 'a.pth', value, legacy)))
 
 
+@pytest.mark.checklist('safe-loading')
 def test_safetensors_by_suffix_or_content(tmp_path):
     for name in ('a.safetensors', 'a.bin'):
         save_file(STATE, tmp_path / name)
@@ -89,6 +90,7 @@ def test_mmengine_checkpoint(tmp_path, legacy):
     assert_state(read_checkpoint(write(tmp_path / 'a.pth', checkpoint, legacy)))
 
 
+@pytest.mark.checklist('safe-loading')
 def test_allowing_names_does_not_outlive_the_reading(tmp_path):
     before = set(torch.serialization.get_safe_globals())
     read_checkpoint(save_authors(tmp_path / 'a.pth', STATE))
@@ -97,6 +99,7 @@ def test_allowing_names_does_not_outlive_the_reading(tmp_path):
         torch.load(tmp_path / 'a.pth', weights_only=True)
 
 
+@pytest.mark.checklist('safe-loading')
 @pytest.mark.parametrize('legacy', [False, True])
 @pytest.mark.parametrize('inside', [False, True])
 def test_malicious_pickle_does_not_run(tmp_path, legacy, inside):
@@ -110,6 +113,7 @@ def test_malicious_pickle_does_not_run(tmp_path, legacy, inside):
     assert not trap.exists()
 
 
+@pytest.mark.checklist('safe-loading')
 def test_objects_beside_the_weights_are_empty(tmp_path):
     """Names that the files of mmengine and the authors need do not reach the real `getattr`."""
 
@@ -124,6 +128,7 @@ def test_objects_beside_the_weights_are_empty(tmp_path):
     assert isinstance(value, _Inert) and not vars(value)
 
 
+@pytest.mark.checklist('safe-loading')
 def test_trusted_runs_and_says_so(tmp_path, monkeypatch):
     trap = tmp_path / 'trap'
     path = write(tmp_path / 'a.pth', dict(model=STATE, args=Malicious(trap)))
@@ -134,6 +139,7 @@ def test_trusted_runs_and_says_so(tmp_path, monkeypatch):
     assert messages[0][2] == logging.WARNING and 'TRUSTED' in messages[0][0]
 
 
+@pytest.mark.checklist('damaged-files')
 @pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize('kind', ['zip', 'legacy', 'safetensors'])
 def test_truncated(tmp_path, kind, share):
@@ -155,6 +161,7 @@ def test_truncated(tmp_path, kind, share):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.checklist('damaged-files')
 def test_damaged_archive(tmp_path):
     """A flipped bit anywhere: torch, which maps the file, would hand out the wrong weights."""
     state = {f'{i}.weight': torch.randn(500) for i in range(3)}
@@ -189,7 +196,8 @@ def test_moving_average(tmp_path, monkeypatch):
         read_checkpoint(write(tmp_path / 'b.pth', dict(model=STATE)), ema=True)
 
 
-def test_nine_kinds_of_damage_have_nine_causes(tmp_path):
+@pytest.mark.checklist('damaged-files')
+def test_nine_kinds_of_damage_have_nine_causes(tmp_path, record_figure):
     """Each in one line that begins with the file."""
     whole = write(tmp_path / 'whole.pth', STATE).read_bytes()
     save_file(STATE, tmp_path / 'whole.safetensors')
@@ -221,8 +229,10 @@ def test_nine_kinds_of_damage_have_nine_causes(tmp_path):
         load_pretrained(backbone(), str(tmp_path / 'resnet.pth'))
     causes.append(str(error.value))
     assert len(set(causes)) == 9
+    record_figure('kinds of damage, each with its cause', len(set(causes)), '9')
 
 
+@pytest.mark.checklist('damaged-files')
 @pytest.mark.parametrize(
     'content, cause',
     [

@@ -394,6 +394,7 @@ class Attribute:
         return getattr, (self.owner, '__init__')
 
 
+@pytest.mark.checklist('safe-loading')
 @pytest.mark.parametrize('resume', [False, True])
 def test_hostile_file_does_not_run(tmp_path, resume):
     trap = tmp_path / 'trap'
@@ -405,6 +406,7 @@ def test_hostile_file_does_not_run(tmp_path, resume):
     assert not trap.exists()
 
 
+@pytest.mark.checklist('safe-loading')
 @pytest.mark.parametrize('owner', [argparse.Namespace, HistoryBuffer])
 def test_resuming_refuses_getattr_on_anything(tmp_path, owner):
     torch.save(dict(state_dict={}, meta=Attribute(owner)), path := tmp_path / 'a.pth')
@@ -412,6 +414,7 @@ def test_resuming_refuses_getattr_on_anything(tmp_path, owner):
         load_into(Classifier(HiViT(ARCH, img_size=64)), path, tmp_path, resume=True)
 
 
+@pytest.mark.checklist('safe-loading')
 def test_trust_is_explicit(tmp_path):
     trap = tmp_path / 'trap'
     state = remap(authors_state('b2_pixel_cls'))[0]
