@@ -8,9 +8,11 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
+from torch import Tensor
 
 from ..checkpoint.storage import ATOMIC_BACKEND, remove_unfinished
 from ..registry import HOOKS
+from .partial_gradients import partial_gradients, restore_gradients
 
 
 @HOOKS.register_module()
@@ -21,6 +23,9 @@ class AtomicCheckpointHook(CheckpointHook):
     it; only then the one that it takes the place of is removed (mmengine removes it first, so a
     folder that keeps one needs room for two here). On a full disk the run ends with an error, and
     what was saved before stays.
+
+    With gradient accumulation, a checkpoint between two steps of the optimizer holds the gradients
+    since the last, so none is lost when a run resumes from it.
 
     Args:
         *args: As of mmengine's hook; so are keywords.
@@ -33,20 +38,52 @@ class AtomicCheckpointHook(CheckpointHook):
         self.local = backend_args is None and self.file_client_args is None
         if self.local:
             self.backend_args = dict(backend=ATOMIC_BACKEND)
+        self._gradients: dict[str, Tensor] = {}
+        self._replaced: list[str] = []
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take what a resumed run begins with."""
+        if runner._resume:
+            self._gradients = checkpoint.pop('gradients', {})
+            self._replaced = checkpoint.pop('replaced', [])
 
     def before_train(self, runner: Runner) -> None:
-        """Clear away what a run that was killed here left unfinished."""
+        """Hand over the gradients; clear away what a run that was killed here left behind."""
         super().before_train(runner)
-        if self.local and is_main_process():
-            remove_unfinished(self.out_dir)
+        restore_gradients(runner, self._gradients)
+        if is_main_process():
+            self._remove_leftovers()
+        self._gradients, self._replaced = {}, []
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the gradients, and the names of files that go once this one is safe."""
+        if self._gradients:
+            checkpoint['gradients'] = self._gradients
+        backend = getattr(self, 'file_backend', None)  # none before training
+        if isinstance(backend, _RemoveLater) and backend.removals:
+            checkpoint['replaced'] = backend.names()
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         with self._removing_last():
+            self._gradients = partial_gradients(runner) if self.save_optimizer else {}
             super()._save_checkpoint_with_step(runner, step, meta)
+        self._gradients = {}
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         with self._removing_last():
             super()._save_best_checkpoint(runner, metrics)
+
+    def _remove_leftovers(self) -> None:
+        if self.local:
+            remove_unfinished(self.out_dir)
+        for name in self._replaced:
+            path = self.file_backend.join_path(self.out_dir, name)
+            if path in self._current():
+                continue
+            if self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+            elif self.file_backend.isdir(path):
+                self.file_backend.rmtree(path)
 
     @contextmanager
     def _removing_last(self) -> Iterator[None]:
@@ -84,6 +121,9 @@ class _RemoveLater:
 
     def rmtree(self, dir_path: str | Path) -> None:
         self.removals.append((self.backend.rmtree, str(dir_path)))
+
+    def names(self) -> list[str]:
+        return [Path(path).name for _, path in self.removals]
 
     def remove_all(self, keep: set[str]) -> None:
         for remove, path in self.removals:

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from mmengine.dataset import InfiniteSampler
+from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -41,34 +42,42 @@ class SeedHook(Hook):
         loop, loader = runner.train_loop, runner.train_dataloader
         endless = isinstance(loop, IterBasedTrainLoop)
         batches = seed_loader(loader, endless)
-        _seed_sampler(loader, runner.seed)
+        common = [runner.seed]  # `diff_rank_seed` adds the rank to that of the others
+        broadcast_object_list(common)
+        _seed_sampler(loader, common[0])
         if endless:
             batches.begin(SAMPLES, runner.seed, runner.rank, start=runner.iter)
             loop.dataloader_iterator = _Batches(loader, loop.dataloader_iterator, runner.iter)
-        elif runner.iter == (runner.epoch + 1) * len(batches):
-            loop._epoch += 1  # a checkpoint by iterations says so of the last one of an epoch
+        else:
+            self._start = _start_in_epoch(runner, len(batches))
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Tell the data loader its epoch, and where in it a resumed run goes on."""
         batches = runner.train_dataloader.batch_sampler
-        if batches.endless:
-            return
-        start = runner.iter - runner.epoch * len(batches)
-        if not 0 <= start < len(batches):
-            print_log(
-                f'iteration {runner.iter} is not within epoch {runner.epoch}, which has '
-                f'{len(batches)} iterations now: it begins at its first batch',
-                'current',
-                logging.WARNING,
-            )
-            start = 0
-        batches.begin(SAMPLES, runner.seed, runner.rank, runner.epoch, start=start)
+        if not batches.endless:
+            start, self._start = self._start, 0
+            batches.begin(SAMPLES, runner.seed, runner.rank, runner.epoch, start=start)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
     ) -> None:
         """Seed the generators for what the model draws."""
         seed_iteration(runner, runner.iter)
+
+
+def _start_in_epoch(runner: Runner, length: int) -> int:
+    """How many batches of the epoch are behind a resumed run."""
+    start = runner.iter - runner.epoch * length
+    # All are, of a checkpoint of the last iteration: its epoch is yet to be ended.
+    if 0 <= start <= length:
+        return start
+    print_log(
+        f'iteration {runner.iter} is not within epoch {runner.epoch}, which has {length} '
+        'iterations now: it begins at its first batch',
+        'current',
+        logging.WARNING,
+    )
+    return 0
 
 
 def seed_iteration(runner: Runner, iteration: int) -> None:

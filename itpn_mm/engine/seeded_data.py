@@ -73,6 +73,8 @@ class SeededBatches:
         number = passes = 0
         while True:
             before = number
+            # Samplers of torch draw their order from the global generator.
+            seed_generators(seed_of(*self.place, passes), devices=False)
             for batch in self.batches:
                 if number >= self.start:
                     seeds = (seed_of(*self.place, number, i) for i in range(len(batch)))

@@ -378,3 +378,15 @@ def test_full_disk(tmp_path, record_figure):
     assert runner.iter == straight.iter == 9
     assert torch.equal(runner.model.weight, straight.model.weight)
     record_figure('full disk: exit code, checkpoints lost', '1, none', 'not 0, none')
+
+
+def test_what_a_kill_kept_from_removal_goes_later(tmp_path, monkeypatch):
+    """Killed when the new one was safe, and the old one, which it takes the place of, there."""
+    with monkeypatch.context() as patch:
+        patch.setattr(storage.AtomicBackend, 'remove', lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make_runner(tmp_path, epochs=3, interval=1, max_keep_ckpts=1).train()
+    saved = ['epoch_1.pth', 'epoch_1.pth.sha256', 'epoch_2.pth', 'epoch_2.pth.sha256']
+    assert [p for p in files(tmp_path) if 'pth' in p] == saved
+    make_runner(tmp_path, epochs=2, resume=True, interval=1, max_keep_ckpts=1).train()
+    assert [p for p in files(tmp_path) if 'pth' in p] == saved[2:]

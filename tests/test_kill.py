@@ -1,0 +1,114 @@
+"""`kill -9` at random moments of one run, which goes on each time. A minute.
+
+bash tools/run_tests.sh --slow tests/test_kill.py
+"""
+
+import json
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('mmpretrain')
+
+from itpn_mm.checkpoint.storage import newest_good
+
+from .test_resume.runs import config, differences
+
+pytestmark = [pytest.mark.slow, pytest.mark.checklist('kill')]
+KILLS, ITERATIONS = 20, 400
+KEPT = 2
+# A process that has imported everything and done nothing; each run is forked from it.
+CONTEXT = multiprocessing.get_context('forkserver')
+CONTEXT.set_forkserver_preload(['tests.test_resume.killed'])
+
+
+def pretraining(folder: Path) -> dict:
+    """A shrunk shipped config that saves often."""
+    cfg = config('pixel', folder)
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=ITERATIONS)
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
+    cfg.default_hooks.checkpoint.update(interval=3, by_epoch=False, max_keep_ckpts=KEPT)
+    return cfg.to_dict()
+
+
+def start(cfg: dict, folder: Path, pause: float = 0.0) -> tuple:
+    from .test_resume.killed import train
+
+    begun = CONTEXT.Event()
+    process = CONTEXT.Process(target=train, args=(cfg, str(folder), begun, pause))
+    process.start()
+    return process, begun
+
+
+def losses(folder: Path) -> dict[int, str]:
+    """The loss of each iteration, which is the same whenever it was run."""
+    found: dict[int, str] = {}
+    for path in folder.glob('losses_*.jsonl'):
+        for line in path.read_text().splitlines(keepends=True):
+            if line.endswith('\n'):  # or the process was killed in the middle of it
+                iteration, loss = json.loads(line)
+                assert found.setdefault(iteration, loss) == loss, f'{path}: {iteration}'
+    return found
+
+
+def look(folder: Path) -> str:
+    """What a kill left behind."""
+    paths = list(folder.glob('*.pth'))
+    if list(folder.glob('.*.tmp')):
+        return 'within a file'
+    if any(not path.with_name(f'{path.name}.sha256').exists() for path in paths):
+        return 'before the check sum'
+    if len(paths) > KEPT:
+        return 'before the old one was removed'
+    return 'elsewhere'
+
+
+def test_kill_at_random_moments(tmp_path, record_figure):
+    """In training, in writing, which is slowed down every other time, and in starting."""
+    cfg, whole, cut = pretraining(tmp_path / 'data'), tmp_path / 'whole', tmp_path / 'cut'
+    draw = random.Random(0)
+    moments: dict[str, int] = {}
+    recovered, last = 0, 0
+    for kill in range(KILLS):
+        process, begun = start(cfg, cut, pause=0.02 if kill % 2 else 0.0)
+        starting = kill % 10 == 9
+        assert starting or begun.wait(timeout=60), 'it does not go on'
+        time.sleep(draw.uniform(0.0, 0.8))
+        assert process.is_alive(), 'it ended before it was killed: raise ITERATIONS'
+        process.kill()
+        process.join()
+        moment = 'at the start' if starting else look(cut)
+        moments[moment] = moments.get(moment, 0) + 1
+        path, damaged = newest_good(cut)
+        assert not damaged
+        reached = int(path.stem.split('_')[1]) if path else 0
+        assert reached >= last  # nothing that was saved is lost
+        recovered, last = recovered + begun.is_set(), reached
+    process, _ = start(cfg, cut)
+    process.join(timeout=300)
+    assert process.exitcode == 0
+    process, _ = start(cfg, whole)
+    process.join(timeout=300)
+    assert process.exitcode == 0
+
+    assert not list(cut.glob('.*.tmp'))
+    assert len(losses(whole)) == ITERATIONS and losses(cut) == losses(whole)
+    ends = [torch.load(f / f'iter_{ITERATIONS}.pth', weights_only=False) for f in (cut, whole)]
+    for part in ('state_dict', 'optimizer', 'param_schedulers'):
+        assert not differences(ends[0][part], ends[1][part], part)
+    left = len(list(cut.glob('iter_*.pth')))
+    said = ', '.join(f'{number} {moment}' for moment, number in sorted(moments.items()))
+    record_figure('kill -9: recoveries, bit-equal at the end', KILLS, f'>= {KILLS}')
+    record_figure('moments of the kills', said)
+    record_figure('iterations run twice or more for it', redone(cut))
+    print(said, '; checkpoints left:', left, '; begun again:', recovered)
+    assert left == KEPT
+
+
+def redone(folder: Path) -> int:
+    lines = sum(len(path.read_text().splitlines()) for path in folder.glob('losses_*.jsonl'))
+    return lines - ITERATIONS
