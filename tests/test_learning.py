@@ -141,17 +141,20 @@ DETECTORS: dict[str, tuple[Callable[[Path], Config], str, int]] = {
 
 
 @pytest.mark.parametrize('name', DETECTORS)
-def test_boxes_by_heart(name, data, tmp_path):
+def test_boxes_by_heart(name, data, tmp_path, record_figure):
     build, folder, epochs = DETECTORS[name]
     metrics = by_heart(use_tiles(build(tmp_path), data / folder, tmp_path), tmp_path / name, epochs)
     print({key: value for key, value in metrics.items() if key.startswith('val/')})
     # MaskDINO is asked for masks, and its boxes take longer than the masks do
-    assert metrics['val/coco/bbox_mAP_50'] >= (0.90 if name == 'maskdino' else 0.95)
+    limit = 0.90 if name == 'maskdino' else 0.95
+    record_figure(f'{name}: AP50 of boxes', metrics['val/coco/bbox_mAP_50'], f'>= {limit:.2f}')
+    assert metrics['val/coco/bbox_mAP_50'] >= limit
     if 'mask' in name:
+        record_figure(f'{name}: AP50 of masks', metrics['val/coco/segm_mAP_50'], '>= 0.90')
         assert metrics['val/coco/segm_mAP_50'] >= 0.90
 
 
-def test_rotated_boxes_by_heart(data, tmp_path):
+def test_rotated_boxes_by_heart(data, tmp_path, record_figure):
     pytest.importorskip('mmrotate')
     cfg = read('rotated_detection/rotated-faster-rcnn-le90_hivit-demo-*.py')
     folder = data / 'aerial_rotated/train'
@@ -167,6 +170,7 @@ def test_rotated_boxes_by_heart(data, tmp_path):
     )
     metrics = by_heart(cfg, tmp_path / 'rotated', 200)
     print({key: value for key, value in metrics.items() if key.startswith('val/')})
+    record_figure('rotated: AP50', metrics['val/dota/AP50'], '>= 0.90')
     assert metrics['val/dota/AP50'] >= 0.90
 
 
@@ -174,7 +178,7 @@ SEGMENTORS = dict(upernet=800, maskdino=800)  # iterations
 
 
 @pytest.mark.parametrize('name', SEGMENTORS)
-def test_classes_by_heart(name, data, tmp_path):
+def test_classes_by_heart(name, data, tmp_path, record_figure):
     pytest.importorskip('mmseg')
     cfg = read(f'segmentation/{name}_hivit-demo-*.py')
     folder = data / 'nuclei_semantic'
@@ -184,4 +188,5 @@ def test_classes_by_heart(name, data, tmp_path):
     cfg.train_dataloader.dataset.update(data_root=str(folder), ann_file=str(names))
     metrics = by_heart(cfg, tmp_path / name, SEGMENTORS[name])
     print({key: value for key, value in metrics.items() if key.startswith('val/')})
+    record_figure(f'{name} of classes: mIoU', metrics['val/mIoU'], '>= 90')
     assert metrics['val/mIoU'] >= 90

@@ -42,4 +42,4 @@ def test_resident_memory_of_dino(tmp_path):
         runner = Runner.from_cfg(cfg)
         runner.register_hook(memory)
         runner.train()
-    memory.check()
+    memory.check('DINO')

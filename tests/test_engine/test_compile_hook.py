@@ -18,7 +18,7 @@ from itpn_mm.acceleration import SETTINGS, TokenMigration
 from itpn_mm.engine import CompileHook
 from itpn_mm.engine.compile_hook import set_recompile_limit
 from itpn_mm.registry import MODELS
-from tests.checklist import note_difference
+from tests.checklist import note_difference, note_figure
 
 SHAPES = ((64, 64), (64, 96), (96, 80))
 PARTS = ('backbone', 'neck')
@@ -110,7 +110,6 @@ def count_graphs() -> int:
 
 
 @pytest.mark.checklist('leak')
-@pytest.mark.checklist('equivalences')
 @pytest.mark.usefixtures('no_inductor')
 @pytest.mark.parametrize('setting', ['dense', 'all'])
 def test_each_shape_is_compiled_once(setting, tmp_path):
@@ -119,6 +118,7 @@ def test_each_shape_is_compiled_once(setting, tmp_path):
     other = copy.deepcopy(model)
     runner = make_runner(tmp_path, model, {})
     runner.train()
+    note_figure('graphs of 2 parts and 3 shapes, each met twice', count_graphs(), '<= 6')
     assert count_graphs() == len(PARTS) * len(SHAPES)
     assert all(getattr(model, part)._compiled_call_impl is not None for part in PARTS)
     assert model._compiled_call_impl is None and model.head._compiled_call_impl is None

@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
 from itpn_mm.checkpoint.remap import remap
+from tests.checklist import note_figure
 
 from . import models
 
@@ -183,6 +184,8 @@ def test_every_parameter_in_every_host(host, arch, unit):
     assert depths == {'base': (3, 3, 24), 'large': (2, 2, 40)}[arch]
     found = settings(model, layer_decay_rate=0.9, unit=unit)
     assert_same(found, expected_settings(model, unit, 0.9, depths))
+    note_figure(f'parameters compared, {host}', len(found), '> 400')
+    assert len(found) > 400
     num_layers = {
         ('base', 'block'): 32,
         ('large', 'block'): 46,

@@ -101,4 +101,4 @@ def test_resident_memory_of_maskdino(tmp_path):
         runner = Runner.from_cfg(cfg)
         runner.register_hook(memory)
         runner.train()
-    memory.check()
+    memory.check('MaskDINO')
