@@ -8,6 +8,7 @@ leaves out: buffers inside of operators, gaps of the allocator, and the librarie
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import sys
 import weakref
@@ -182,6 +183,7 @@ class Training:
         images = torch.randn(self.batch, 3, *self.size)
         return sum(model.loss(images).values()) if self.pretrain else sum_of_means(model(images))
 
+    @functools.cache
     def predict(self) -> Footprint:
         """See :func:`predict`."""
         with torch.device('meta'):
@@ -195,15 +197,21 @@ class Training:
 
 
 def largest_batch(training: Training, limit: int) -> int:
-    """Images of a batch that a device of `limit` bytes has room for; 0 if not even one."""
-    one, two = (replace(training, batch=n).predict().total for n in (1, 2))
-    count = 1 + (limit - one) // (two - one) if limit >= one else 0
-    # Where gradients are the most of it, a few images more cost nothing at first.
-    while count and replace(training, batch=count).predict().total > limit:
-        count -= 1
-    while replace(training, batch=count + 1).predict().total <= limit:
-        count += 1
-    return count
+    """Images of a batch that a device of `limit` bytes has room for; 0 if not even one.
+
+    Twice as many until there is no room, then in proportion, which is safe: the memory of one
+    more image rises until activations outweigh gradients, and is the same from there on.
+    """
+
+    def total(batch: int) -> int:
+        return replace(training, batch=batch).predict().total
+
+    count, taken = 1, total(1)
+    if taken > limit:
+        return 0
+    while (next_taken := total(2 * count)) <= limit:
+        count, taken = 2 * count, next_taken
+    return count + count * (limit - taken) // (next_taken - taken)
 
 
 def main(spec: str) -> None:

@@ -8,6 +8,8 @@ implementation and against backbones of other projects.
     python tools/benchmark.py --train --models fastitpn-base --settings dense windows all
     python tools/benchmark.py --pretrain --device cuda --dtype amp --batch 256
     python tools/benchmark.py --detector mask-rcnn dino --models fastitpn-base --settings all
+    python tools/benchmark.py --memory pretrain --models hivit-base --batch 64 256 512 --dtype amp \\
+        --checkpointing none all --gib 32 80
 
 Writes a table, a JSON file and a plot into `--out`. `benchmarks/README.md` says what is measured.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,11 +27,13 @@ sys.path.insert(0, str(ROOT))  # for `benchmarks`, which is no part of the insta
 
 import torch  # noqa: E402
 
+from benchmarks.footprint import CHECKPOINTING, Training  # noqa: E402
 from benchmarks.measure import gemm_rates, machine_facts  # noqa: E402
 from benchmarks.models import MODELS, SETTINGS, Candidate, arguments_of  # noqa: E402
 from benchmarks.passes import run_passes  # noqa: E402
 from benchmarks.peers import PEERS  # noqa: E402
 from benchmarks.report import markdown, write_report  # noqa: E402
+from benchmarks.report_footprint import row_of, table, write_footprints  # noqa: E402
 
 DETECTORS = ('mask-rcnn', 'dino')  # as in benchmarks/detectors.py, which needs mmdet
 SIZES = dict(
@@ -36,6 +41,7 @@ SIZES = dict(
     train=[(512, 512)],
     pretrain=[(224, 224)],
     detector=[(800, 1280)],
+    memory=[(800, 1280)],
 )
 
 
@@ -107,6 +113,32 @@ def make_parser() -> argparse.ArgumentParser:
         metavar='DETECTOR',
         help=f'whole detectors, out of {", ".join(DETECTORS)}, with Swin-B beside (needs mmdet)',
     )
+    modes.add_argument(
+        '--memory',
+        nargs='?',
+        const='train',
+        choices=('train', 'pretrain'),
+        help='predict what a training step takes, of backbone and pyramid (train) or of masked '
+        'pre-training with its teacher (needs mmpretrain); on any machine, in seconds',
+    )
+    parser.add_argument(
+        '--checkpointing',
+        nargs='+',
+        choices=CHECKPOINTING,
+        metavar='WHAT',
+        default=['none'],
+        help=f'with --memory: blocks that are recomputed, out of {", ".join(CHECKPOINTING)}',
+    )
+    parser.add_argument(
+        '--gib',
+        nargs='+',
+        type=rate,
+        default=[],
+        help='with --memory: say the largest batch in this memory',
+    )
+    parser.add_argument(
+        '--measure', action='store_true', help='with --memory: also measure the step, on the CPU'
+    )
     parser.add_argument(
         '--models',
         nargs='+',
@@ -168,7 +200,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     args = parser.parse_args(argv)
     args.mode = args.mode or ('detector' if args.detectors else 'inference')
-    args.sizes = args.sizes or SIZES[args.mode]
+    if args.memory:
+        args.mode = 'memory'
+    args.sizes = args.sizes or SIZES['pretrain' if args.memory == 'pretrain' else args.mode]
     args.settings = list(dict.fromkeys(['dense', *args.settings]))
     if args.device == 'cuda' and not torch.cuda.is_available():
         parser.error('--device cuda: torch finds no GPU here, use --device cpu')
@@ -183,18 +217,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error('--detector needs mmdet: `python -m itpn_mm doctor` says how')
     if args.peers and not args.no_pyramid:
         parser.error('--peers are backbones, to be compared with ours alone: add --no-pyramid')
+    if args.mode == 'memory':
+        if args.settings != ['dense'] or args.peers or args.no_pyramid or args.compile:
+            parser.error('--memory takes no --settings, --peers, --no-pyramid or --compile')
+        if 'bf16' in args.dtypes:
+            parser.error('--memory takes --dtype fp32 or amp')
+    elif args.checkpointing != ['none'] or args.gib or args.measure:
+        parser.error('--checkpointing, --gib and --measure need --memory')
+    if 'pretrain' in (args.mode, args.memory):
+        check_pretraining(parser, args)
+    return args
+
+
+def check_pretraining(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stop at what pre-training does not take."""
     if args.mode == 'pretrain':
         if args.settings != ['dense'] or args.peers or args.no_pyramid or args.compile:
             parser.error('--pretrain takes no --settings, --peers, --no-pyramid or --compile')
         if 'bf16' in args.dtypes or (args.device == 'cpu' and args.dtypes != ['fp32']):
             parser.error('--pretrain takes --dtype fp32, with --device cuda also amp')
-        if any(height != width for height, width in args.sizes):
-            parser.error('--pretrain needs square --sizes')
-        if any(not name.startswith('hivit-') for name in args.models):
-            parser.error('--pretrain takes hivit-* as --models')
-        if find_spec('mmpretrain') is None:
-            parser.error('--pretrain needs mmpretrain: `python -m itpn_mm doctor` says how')
-    return args
+    if any(height != width for height, width in args.sizes):
+        parser.error('pre-training needs square --sizes')
+    if any(not name.startswith('hivit-') for name in args.models):
+        parser.error('pre-training takes hivit-* as --models')
+    if find_spec('mmpretrain') is None:
+        parser.error('pre-training needs mmpretrain: `python -m itpn_mm doctor` says how')
 
 
 def list_candidates(args: argparse.Namespace) -> list[Candidate]:
@@ -214,9 +261,24 @@ def list_candidates(args: argparse.Namespace) -> list[Candidate]:
     return candidates
 
 
+def predict_memory(args: argparse.Namespace) -> None:
+    """Print the table of predicted memory and write the report."""
+    rows = []
+    cases = product(args.models, args.sizes, args.dtypes, args.checkpointing, args.batches)
+    for model, size, dtype, checkpointing, batch in cases:
+        training = Training(model, size, batch, dtype, checkpointing, args.memory == 'pretrain')
+        rows.append(row_of(training, args.gib, args.measure))
+    print(table(rows))
+    for path in write_footprints(rows, machine_facts('cpu'), args.out):
+        print(f'wrote {path}')
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, write the report."""
     args = parse_args(argv)
+    if args.mode == 'memory':
+        predict_memory(args)
+        return
     settings = dict(
         mode=args.mode,
         models=args.models,

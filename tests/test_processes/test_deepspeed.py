@@ -1,9 +1,11 @@
 """DeepSpeed's ZeRO on mmengine's FlexibleRunner, where deepspeed is installed; on the CPU."""
 
+import re
 from importlib.util import find_spec
 
 import pytest
 import torch
+from mmengine.config import Config
 
 pytest.importorskip('mmpretrain')
 
@@ -11,7 +13,7 @@ from itpn_mm.checkpoint import read_checkpoint
 from itpn_mm.registry import MODELS
 
 from ..test_pretraining.models import itpn_cfg
-from .launch import run_two_processes
+from .launch import ROOT, run_two_processes
 from .runs import found, largest_difference, train, training
 
 pytestmark = pytest.mark.checklist('deepspeed')
@@ -24,6 +26,20 @@ def can_run() -> str | None:
     if find_spec('deepspeed.runtime.fp16.onebit') is None:  # which mmengine imports
         return 'mmengine does not know this version of deepspeed; 0.18.2 was tested'
     return None
+
+
+def test_config_of_the_page(tmp_path):
+    """The block of docs/scaling.md is a config of the shipped pre-training."""
+    page = (ROOT / 'docs' / 'scaling.md').read_text()
+    [text] = re.findall(r'^```python\n(.*?)^```', page, flags=re.MULTILINE | re.DOTALL)
+    configs = ROOT / 'configs'
+    text = text.replace("'./", f"'{configs}/pretraining/").replace("'../", f"'{configs}/")
+    (tmp_path / 'zero.py').write_text(text)
+    cfg = Config.fromfile(tmp_path / 'zero.py')
+    assert cfg.runner_type == 'FlexibleRunner' and cfg.strategy.type == 'DeepSpeedStrategy'
+    assert cfg.strategy.zero_optimization.stage == 2
+    assert cfg.strategy.train_micro_batch_size_per_gpu == cfg.train_dataloader.batch_size
+    assert set(cfg.optim_wrapper) == {'type', 'optimizer', 'constructor', 'paramwise_cfg'}
 
 
 @pytest.mark.slow
