@@ -32,7 +32,13 @@ def trace(model: nn.Module, images: Tensor) -> ExportedProgram:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         model(images)  # a message of the model is clearer here, and SciPy's tables are made
-        return export(model, (images,), dynamic_shapes=({0: batch},), strict=False)
+        program = export(model, (images,), dynamic_shapes=({0: batch},), strict=False)
+    # torch 2.5 keeps `torch.no_grad` as nodes, which it then cannot save.
+    for node in list(program.graph.nodes):
+        if node.target is torch._C._set_grad_enabled:
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    return program
 
 
 def save_program(program: ExportedProgram, path: str | Path) -> None:
