@@ -16,9 +16,11 @@ pytestmark = pytest.mark.checklist('loss-files')
 QUICK = ('fast-itpn', 'classification', 'upernet')
 SLOW = tuple(name for name in RUNS if name not in QUICK)
 HOSTS = {'detection': 'mmdet', 'rotated_detection': 'mmrotate', 'segmentation': 'mmseg'}
-# With other packages or other instructions the last bits differ, and training makes more of them
-# step by step: after five, a change of a formula is still told from another order of additions.
-FIRST, TOLERANCE = 5, 1e-3
+# Other instructions (a processor without AVX2, or not of x86) change the last bits. From the third
+# step on, another choice of proposals shows in detectors of two stages; measured without AVX, and
+# with AVX-512 in all libraries, two steps stay within 2e-4. Accuracies jump by whole boxes. Other
+# packages draw other initial weights, so there is nothing to compare.
+FIRST, TOLERANCE = 2, 1e-3
 
 
 def host(name: str) -> str:
@@ -57,12 +59,18 @@ def test_losses_are_the_committed_ones(name, found, record_figure):
     result, expected = found(name), read(name)
     here, there = result['environment'], expected['environment']
     other = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
+    if packages := [name for name in other if name not in (*PINNED, 'instructions')]:
+        pytest.skip(f'losses were made with another {", ".join(packages)}, so with other draws')
     if not other:
         off, where = difference(result['values'], expected['values'])
         record_figure(f'{name}: all {STEPS} steps', off, '<= 0')
         assert off == 0, f'{where}; see tests/losses.py if the change is meant'
         return
-    off, where = difference(result['values'], expected['values'], FIRST)
+    smooth = [
+        {key: row for key, row in values.items() if 'acc' not in key}
+        for values in (result['values'], expected['values'])
+    ]
+    off, where = difference(*smooth, FIRST)
     record_figure(f'{name}: first {FIRST} steps, with another {", ".join(other)}', off, '<= 1e-3')
     assert off <= TOLERANCE, where
 

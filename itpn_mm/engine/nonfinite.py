@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 def all_finite(tensors: Sequence[Tensor]) -> Tensor:
     """Whether no tensor holds NaN or infinity, as a tensor of one bool: nothing waits for it."""
+    tensors = [t for t in tensors if t.numel()]  # shards may be empty, and have no largest value
     return torch.stack([t.isfinite() for t in torch._foreach_norm(tensors, float('inf'))]).all()
 
 
@@ -24,6 +25,9 @@ def find_cause(model: nn.Module, step: Callable[[], Mapping[str, Tensor]]) -> st
 
     Returns:
         What was first, in words; None if all is finite this time.
+
+    Raises:
+        Exception: The pass does, and all was finite until then.
     """
     named = [(name or 'the model', module) for name, module in model.named_modules()]
     for name, parameter in model.named_parameters():
@@ -32,10 +36,17 @@ def find_cause(model: nn.Module, step: Callable[[], Mapping[str, Tensor]]) -> st
     causes: list[str] = []
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.zero_grad(set_to_none=True)
-    with _watching(named, causes):
-        losses = step()
-    for name, buffer in model.named_buffers():
-        buffer.copy_(buffers[name])
+    losses: Mapping[str, Tensor] = {}
+    try:
+        with _watching(named, causes):
+            losses = step()
+    except Exception as error:  # what a model makes of NaN: matching predictions refuses it
+        if not causes:
+            raise
+        causes.append(f'{type(error).__name__}: {error}')
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
     bad_losses = [name for name, loss in losses.items() if not loss.isfinite().all()]
     if bad_losses:
         causes.append(f'loss {", ".join(f"`{name}`" for name in bad_losses)}')
@@ -62,7 +73,8 @@ def _watching(named: list[tuple[str, nn.Module]], causes: list[str]) -> Iterator
                 f'the output of `{name}` ({type(module).__name__}; {_count(bad[0])}), {origin}'
             )
         for tensor in _tensors((inputs, kwargs)):
-            taken.setdefault(id(tensor), (tensor, []))[1].append(name)
+            if tensor.requires_grad:
+                taken.setdefault(id(tensor), (tensor, []))[1].append(name)
         for tensor in _tensors(output):
             if tensor.requires_grad:
                 entry = taken.setdefault(id(tensor), (tensor, []))
@@ -130,6 +142,8 @@ def as_plain(value: Any) -> Any:
         return [as_plain(member) for member in value]
     if isinstance(getattr(value, 'tensor', None), Tensor):  # boxes of mmdet
         return value.tensor.detach().cpu()
+    if hasattr(value, 'masks'):  # of mmdet, bitmaps or polygons
+        return as_plain(value.masks)
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
 
 

@@ -1,12 +1,13 @@
 """Stops a run before NaN or infinity gets into the weights, and says where it comes from."""
 
 import logging
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce
+from mmengine.dist import all_gather_object, all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -22,21 +23,28 @@ from .ema_hook import unwrap
 from .nonfinite import all_finite, as_plain, find_cause, paths_of
 from .seed_hook import seed_iteration
 
+MOST_FILES = 10  # of a process: each holds the weights
+
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
     """Look at the gradients before each step of the optimizer; if they are not finite, say why.
 
-    The iteration is run once more, under the seeds of :class:`SeedHook`, to name the first layer
-    whose output, or gradient, is not finite. Weights, batch and cause go to
-    `nonfinite_iter_<iteration>_rank<rank>.pth` in the folder of the run, tensors and text only. The
-    weights have not taken the step: training stops, or goes on with the next batch.
+    The iteration, or all of those whose gradients are gathered for the step, is run once more,
+    under the seeds of :class:`SeedHook`, to name the first layer whose output, or gradient, is not
+    finite. Weights, batch and cause go to `nonfinite_iter_<iteration>_rank<rank>.pth` in the folder
+    of the run, tensors and text only, the first ten times. The weights have not taken the step:
+    training stops, or goes on with the next batch, with running statistics as they were before.
 
     Mixed precision in float16 has its own guard, which skips steps that overflow and lowers the
     scale of the loss; these are counted, and stop the run if no scale helps.
 
+    A model may fail of NaN before there are gradients, as a matching of predictions to objects
+    does: in a run of one process, this hook then says where it came from.
+
     Args:
-        max_skips: Number of steps in a row to skip before training stops.
+        max_skips: Number of steps in a row to skip before training stops. It stops at once if a
+            parameter is not finite.
         max_overflows: Number of steps in a row that mixed precision may skip.
 
     Raises:
@@ -49,18 +57,21 @@ class NonFiniteHook(Hook):
 
     def __init__(self, max_skips: int = 0, max_overflows: int = 30) -> None:
         for name, value in dict(max_skips=max_skips, max_overflows=max_overflows).items():
-            if not isinstance(value, int) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f'`{name}` of NonFiniteHook must be 0 or more, but got {value!r}')
         self.max_skips, self.max_overflows = max_skips, max_overflows
         self.skipped: list[int] = []  # iterations
         self.overflows = self.in_a_row = self.overflows_in_a_row = 0
         self._handle: RemovableHandle | None = None
-        self._batch: Any = None
+        self._batches: list[tuple[int, Any]] = []  # since the last step, with their iterations
+        self._buffers: list[Tensor] = []
+        self._before: list[Tensor] = []  # values of `_buffers` before these batches
         self._stepped = False
-        self._suspect: tuple[int, Any] | None = None
+        self._own_step: Callable | None = None  # that someone else gave the instance
+        self._files = 0
 
     def before_train(self, runner: Runner) -> None:
-        """Stand before the steps of the optimizer."""
+        """Stand before the steps of the optimizer, and around those of the model."""
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, OptimWrapper):  # of several optimizers, or of DeepSpeed
             kind = type(wrapper).__name__
@@ -69,12 +80,22 @@ class NonFiniteHook(Hook):
         self._handle = wrapper.optimizer.register_step_pre_hook(
             lambda optimizer, *_: self._before_step(runner, optimizer)
         )
+        self._buffers = [b for b in runner.model.buffers() if b.is_floating_point()]
+        self._before = [b.clone() for b in self._buffers]
+        if get_world_size() == 1:
+            self._own_step = vars(runner.model).get('train_step')
+            runner.model.train_step = self._explaining(runner, runner.model.train_step)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
     ) -> None:
         """Keep the batch, in case it is needed again."""
-        self._batch, self._stepped = data_batch, False
+        if self._handle is None:
+            return
+        self._stepped = False
+        if not self._batches and self._buffers:
+            torch._foreach_copy_(self._before, self._buffers)
+        self._batches.append((runner.iter, data_batch))
 
     def after_train_iter(
         self,
@@ -83,28 +104,25 @@ class NonFiniteHook(Hook):
         data_batch: dict | tuple | list | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Count steps that mixed precision has skipped; remember a batch to blame later on."""
-        if self._handle is None:
+        """Count steps that mixed precision has skipped."""
+        if self._handle is None or not runner.optim_wrapper.should_update():
             return
-        if not runner.optim_wrapper.should_update():
-            # Gradients are gathered over several batches: which one spoils them shows in the loss.
-            loss = (outputs or {}).get('loss')
-            if self._suspect is None and isinstance(loss, Tensor) and not loss.isfinite().all():
-                self._suspect = runner.iter, data_batch
-            return
-        self._suspect = None
         if self._stepped:
             self.overflows_in_a_row = 0
-            return
-        self.overflows += 1
-        self.overflows_in_a_row += 1
-        if self.overflows_in_a_row > self.max_overflows:
-            self._stop(runner, f'{self.overflows_in_a_row} steps in a row overflow in float16')
+        else:
+            self.overflows += 1
+            self.overflows_in_a_row += 1
+            if self.overflows_in_a_row > self.max_overflows:
+                self._stop(runner, f'{self.overflows_in_a_row} steps in a row overflow in float16')
+        self._batches.clear()
 
     def after_train(self, runner: Runner) -> None:
         """Say how many steps were skipped."""
         if self._handle is not None:
             self._handle.remove()
+            vars(runner.model).pop('train_step', None)
+            if self._own_step is not None:
+                runner.model.train_step = self._own_step
         if self.skipped or self.overflows:
             print_log(
                 f'steps skipped: {len(self.skipped)} with gradients that were not finite '
@@ -117,20 +135,18 @@ class NonFiniteHook(Hook):
         self._stepped = True
         parameters = [p for group in optimizer.param_groups for p in group['params']]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if not gradients:
-            return
-        bad = (~all_finite(gradients)).to(torch.uint8)
-        all_reduce(bad, 'max')  # the shards of one process may be whole
-        if not bad:
+        if not gradients or not _spoilt(runner.model, gradients):
             self.in_a_row = 0
             return
         self.in_a_row += 1
         self.skipped.append(runner.iter)
-        if self.in_a_row > self.max_skips:
+        if self.in_a_row > self.max_skips or _spoilt(runner.model, parameters):
             self._stop(runner, 'gradients are not finite')
         print_log(self._explain(runner, 'step skipped'), 'current', logging.WARNING)
         for parameter in parameters:  # an optimizer leaves alone what has no gradient
             parameter.grad = None
+        for buffer, before in zip(self._buffers, self._before):
+            buffer.copy_(before)  # running statistics may hold NaN for good
 
     def _stop(self, runner: Runner, what: str) -> None:
         raise FloatingPointError(
@@ -139,36 +155,83 @@ class NonFiniteHook(Hook):
             'to pass over it'
         )
 
+    def _explaining(self, runner: Runner, train_step: Callable) -> Callable:
+        """Wrap `train_step` of the model, to explain what it fails of."""
+
+        def explained(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+            try:
+                return train_step(*args, **kwargs)
+            except (ValueError, IndexError, AssertionError, RuntimeError) as error:
+                if not any(cause for _, _, cause, _ in self._search(runner)):
+                    raise
+                what = f'the model fails ({type(error).__name__}: {error})'
+                raise FloatingPointError(self._explain(runner, what)) from error
+
+        return explained
+
     def _explain(self, runner: Runner, what: str) -> str:
         """Find the cause on each rank, save what shows it, and put it in words."""
-        iteration, batch = self._suspect or (runner.iter, self._batch)
-        whole = _is_whole(runner.model)
-        cause = self._find(runner, iteration, batch) if whole else None
-        path = Path(runner.work_dir) / f'nonfinite_iter_{iteration}_rank{runner.rank}.pth'
-        torch.save(
-            dict(
-                iteration=iteration,
-                epoch=runner.epoch,
-                rank=runner.rank,
-                seed=runner.seed,
-                cause=cause,
-                images=paths_of(batch),
-                batch=as_plain(batch),
-                state_dict=unwrap(runner.model).state_dict() if whole else {},
-            ),
-            path,
-        )
-        found = cause or (
-            'finite when run again, so it depends on what was drawn at random'
-            if whole
-            else f'not looked for in {type(runner.model).__name__}'
-        )
+        found = self._search(runner)
+        # The first of the batches that shows something, else the last.
+        iteration, batch, cause, text = next((f for f in found if f[2]), found[-1])
+        causes = all_gather_object(cause)
         images = ', '.join(paths_of(batch)) or 'without file names'
-        own = f'{found}; images: {images}; saved to {path}'
-        ranks = all_gather_object(own if cause else None)
-        told = {f'rank {rank}: {text}' for rank, text in enumerate(ranks) if text}
-        text = '; '.join(sorted(told)) if len(ranks) > 1 and told else own
+        text = f'{cause or text}; images: {images}'
+        if cause or not any(causes):
+            with_weights = bool(cause) or runner.rank == 0
+            text += f'; {self._save(runner, iteration, batch, cause, with_weights)}'
+        ranks = all_gather_object(text)
+        told = [f'rank {r}: {t}' for r, (t, cause) in enumerate(zip(ranks, causes)) if cause]
+        text = '; '.join(told) if len(ranks) > 1 and told else text
         return f'iteration {iteration} (epoch {runner.epoch}), {what}; first: {text}'
+
+    def _save(
+        self, runner: Runner, iteration: int, batch: Any, cause: str | None, with_weights: bool
+    ) -> str:
+        """Write what shows the cause; where it went, or why not, in words."""
+        self._files += 1
+        if self._files > MOST_FILES:
+            return f'not saved, as there are {MOST_FILES} files'
+        path = Path(runner.work_dir) / f'nonfinite_iter_{iteration}_rank{runner.rank}.pth'
+        weights = (
+            unwrap(runner.model).state_dict() if with_weights and _is_whole(runner.model) else {}
+        )
+        content = dict(
+            iteration=iteration,
+            epoch=runner.epoch,
+            rank=runner.rank,
+            seed=runner.seed,
+            cause=cause,
+            images=paths_of(batch),
+            batch=as_plain(batch),
+            state_dict=weights,
+        )
+        try:
+            torch.save(content, path)
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # such as a full disk, which must not hide the rest
+            return f'not saved: {error}'
+        return f'saved to {path}'
+
+    def _search(self, runner: Runner) -> list[tuple[int, Any, str | None, str]]:
+        """Iteration, batch, cause, and words if there is none, of each batch since the last step.
+
+        All are run on each rank, as a model may wait for the others.
+        """
+        if not _is_whole(runner.model):
+            kind = type(runner.model).__name__
+            return [(*place, None, f'not looked for in {kind}') for place in self._batches]
+        found = []
+        for iteration, batch in self._batches:
+            cause, words = None, 'finite when run again, so it depends on what was drawn at random'
+            try:
+                cause = self._find(runner, iteration, batch)
+            except Exception as error:  # such as memory, which must not hide the rest
+                words = f'cannot be run again ({type(error).__name__}: {error})'
+            found.append((iteration, batch, cause, words))
+        return found
 
     def _find(self, runner: Runner, iteration: int, batch: Any) -> str | None:
         model, wrapper = unwrap(runner.model), runner.optim_wrapper
@@ -192,3 +255,11 @@ class NonFiniteHook(Hook):
 def _is_whole(model: nn.Module) -> bool:
     """Whether each process has all weights, and runs the model inside without the wrapper."""
     return not is_model_wrapper(model) or isinstance(model, DistributedDataParallel)
+
+
+def _spoilt(model: nn.Module, tensors: Sequence[Tensor]) -> bool:
+    """Whether a tensor is not finite, on any rank where ranks have shards of their own."""
+    bad = (~all_finite(tensors)).to(torch.uint8)
+    if not _is_whole(model):  # else gradients have been averaged and are the same
+        all_reduce(bad, 'max')
+    return bool(bad)
