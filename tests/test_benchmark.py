@@ -168,6 +168,7 @@ def test_tool_compares_dense_with_plain(tmp_path, capsys):
     assert '| fastitpn-test | 64x64 | 1 | fp32 | dense |' in table
 
 
+@pytest.mark.slow
 def test_tool_measures_all_settings_types_and_batches(tmp_path, quick):
     arguments = ['--models', 'fastitpn-test', '--sizes', '64x64', '64x96', '--batch', '1', '2']
     arguments += ['--dtype', 'fp32', 'bf16', '--no-plain', '--peak-tflops', '0.5', '--settings']

@@ -43,6 +43,7 @@ def test_relative_speed():
     assert [row['to_dense'] for row in compared] == [1, 1, 2]
 
 
+@pytest.mark.slow
 def test_tool(tmp_path, quick):  # noqa: F811
     torch.set_num_threads(1)
     arguments = ['--detector', 'mask-rcnn', '--models', 'fastitpn-test', '--settings', 'windows']

@@ -38,6 +38,7 @@ def test_relative():
     assert [row['memory_to_peer'] for row in compared] == [1, 0.5]
 
 
+@pytest.mark.slow
 def test_tool(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     specs = []

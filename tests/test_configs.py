@@ -16,7 +16,7 @@ from mmengine.config import Config
 from itpn_mm.backbones import HiViT
 from itpn_mm.engine import check_config
 
-from .tiny_configs import ROOT, parse, shrink, train
+from .tiny_configs import ROOT, parse, shrink, slow_unless, train
 
 PATHS = {
     path.stem: path
@@ -207,7 +207,7 @@ def assert_hooks(cfg: Config, runner) -> None:
     assert {hook.type.rpartition('.')[2] for hook in named} <= built
 
 
-@pytest.mark.parametrize('name', PRETRAINING)
+@pytest.mark.parametrize('name', slow_unless(PRETRAINING, '-300e_|demo'))
 def test_pretraining_config_trains_a_step(name, tmp_path):
     cfg = shrink(read(name), name, tmp_path)
     runner, gradients = train(cfg)
@@ -364,6 +364,7 @@ def run_two_processes(path: Path, tmp_path: Path) -> list[dict]:
     return [torch.load(tmp_path / f'rank{rank}.pt') for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes_stay_equal(tmp_path):
     """Three steps with an image each: gradients are averaged, parameters and teacher stay equal."""
     path = write_for_processes(PRETRAINING[0], tmp_path)

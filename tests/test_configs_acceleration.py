@@ -28,7 +28,7 @@ from .test_configs import (
     write_for_processes,
 )
 from .test_configs_detection_lines import LINES
-from .tiny_configs import shrink, train
+from .tiny_configs import shrink, slow_unless, train
 
 NAME = re.compile(
     r'(?P<method>mask-rcnn|rotated-faster-rcnn-le90|oriented-rcnn-le90)'
@@ -200,7 +200,9 @@ def serial_pool(monkeypatch):
     return pool
 
 
-@pytest.mark.parametrize('name', ACCELERATION)
+@pytest.mark.parametrize(
+    'name', slow_unless(ACCELERATION, '1x_|-all_|migration-40_|windows_coco|gathering-hrpe_dota')
+)
 def test_config_trains_a_step_and_predicts(name, tmp_path, pretrained, request):
     """From a pre-trained file, each part at its rate; the heads and the evaluation are stock."""
     said, settings = fields(NAME, name), settings_of(name)
@@ -299,6 +301,7 @@ def test_lines_of_the_upright_detectors_hold_for_rotated_ones(tmp_path, serial_p
     assert not torch.equal(file['state_dict'][key], file['ema_state_dict'][f'module.{key}'])
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_two_processes_stay_equal(tmp_path):
     """Plain DDP, which fails if a parameter has no gradient; three steps with an image each."""

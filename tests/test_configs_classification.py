@@ -16,7 +16,7 @@ from torch import nn
 
 from itpn_mm.registry import MODELS
 
-from .tiny_configs import ROOT, parse, shrink, train
+from .tiny_configs import ROOT, parse, shrink, slow_unless, train
 
 pytest.importorskip('mmpretrain')
 
@@ -350,7 +350,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize('name', PATHS)
+QUICK = (
+    'fastitpn-(base|tiny).*_in1k$|in21k$|(giant|fastitpn-base).*-512px|hivit-base.*-300e-'
+    '|pixel-1600e'
+)
+
+
+@pytest.mark.parametrize('name', slow_unless(PATHS, QUICK))
 def test_trains_a_step_and_evaluates(name, tmp_path):
     cfg, said, recipe = read(name), fields(name), row_of(name).recipe
     for part in ('backbone', 'neck'):

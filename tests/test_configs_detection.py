@@ -23,7 +23,7 @@ from .test_configs import (
     run_two_processes,
     write_for_processes,
 )
-from .tiny_configs import shrink, train
+from .tiny_configs import shrink, slow_unless, train
 
 DETECTORS = [name for name in UPRIGHT if name not in DETECTION]
 NAME = re.compile(
@@ -258,7 +258,14 @@ def pretrained(tmp_path_factory):
     return write
 
 
-@pytest.mark.parametrize('name', [name for name in DETECTORS if '_o365-pre_' not in name])
+STARTED = [name for name in DETECTORS if '_o365-pre_' not in name]
+QUICK = (
+    'cascade.*clip|dino-4scale_(fastitpn-base|hivit-large).*coco|dino-5scale_fastitpn-base'
+    '|mask-rcnn'
+)
+
+
+@pytest.mark.parametrize('name', slow_unless(STARTED, QUICK))
 def test_config_trains_a_step_and_predicts(name, tmp_path, pretrained):
     """From a pre-trained file, each part at its rate; the evaluation is the stock one."""
     cfg = shrink(read(name), name, tmp_path)

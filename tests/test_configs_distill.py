@@ -20,7 +20,7 @@ from .test_configs import (
     run_two_processes,
     write_for_processes,
 )
-from .tiny_configs import shrink, train
+from .tiny_configs import shrink, slow_unless, train
 from .tiny_teachers import TEACHERS
 
 NAME = re.compile(
@@ -109,7 +109,13 @@ def test_numbers_of_parameters_are_the_released_ones(arch, millions):
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize('name', DISTILLATION)
+QUICK = (
+    'fastitpn-(tiny|base)-.*_in1k$|fastitpn-large.*-256px|hivit-(base|giant)-.*-300e_in1k$'
+    '|hivit-large.*-256px'
+)
+
+
+@pytest.mark.parametrize('name', slow_unless(DISTILLATION, QUICK))
 def test_config_trains_a_step(name, tmp_path):
     """From the stock pipeline to the optimiser; the teacher has the patch and width of the real."""
     cfg = shrink(read(name), name, tmp_path)

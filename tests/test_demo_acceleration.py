@@ -153,6 +153,7 @@ def test_strip_is_the_tiles_in_one(reader, tmp_path):
     assert whole == len(areas[0]) < cut
 
 
+@pytest.mark.slow
 def test_chain_trains_and_evaluates(reader, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, 'INPUTS', ('LICENSE',))  # nobody edits that meanwhile
     monkeypatch.chdir(tmp_path)

@@ -210,7 +210,8 @@ def place(made, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize('start', ['scratch', pytest.param('digits', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('start', ['scratch', 'digits'])
 def test_chain_runs_every_task_once(start, place, capsys, monkeypatch):
     pytest.importorskip('mmpretrain')
     from demo_run import digits as tasks_module

@@ -165,7 +165,9 @@ def test_config_of_a_chain_is_the_shipped_one(model, tmp_path):
     assert len({one.key, other.key, tiny.key}) == 3
 
 
-@pytest.mark.parametrize('model', ['upernet', 'maskdino-instance'])
+@pytest.mark.parametrize(
+    'model', ['upernet', pytest.param('maskdino-instance', marks=pytest.mark.slow)]
+)
 def test_chain_trains_and_evaluates_once(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, 'INPUTS', ('LICENSE',))  # nobody edits that meanwhile
     monkeypatch.setattr(study, 'TRUTH', str(tmp_path / 'truth'))

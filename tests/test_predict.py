@@ -270,6 +270,7 @@ def test_dataset_inside_wrappers():
         find_test_dataset(Config(dict(test_dataloader=None)))
 
 
+@pytest.mark.slow
 def test_without_the_packages_that_it_does_not_need(segmented, photographs, tmp_path):
     """A segmentor needs neither mmdet nor mmrotate; without matplotlib it writes JSON only."""
     blocked = textwrap.dedent("""

@@ -5,13 +5,15 @@ Widths are divided and never set, so that parts which do not fit each other stil
 
 import functools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -59,6 +61,16 @@ WINDOW, WINDOWS_DIVISOR = 4, 4
 def parse(path: Path) -> Config:
     """A config; to be copied before it is changed. Reading the hosts' bases takes a second."""
     return Config.fromfile(path)
+
+
+def slow_unless(names: Iterable[str], pattern: str) -> list:
+    """Parameters of a test, slow but for the names that `pattern` is found in.
+
+    The others differ from one of these in numbers, which tests without a run look at.
+    """
+    marks = [[] if re.search(pattern, name) else [pytest.mark.slow] for name in names]
+    assert marks.count([]), f'no name has {pattern}'
+    return [pytest.param(name, marks=mark) for name, mark in zip(names, marks)]
 
 
 def shrink(cfg: Config, name: str, work_dir: Path) -> Config:
