@@ -115,8 +115,23 @@ class Record:
                 return
         figures.append(new)
 
-    def write(self) -> None:
-        """Write what was seen; lines without a test in this run are in the file too."""
+    def merge(self, other: dict[str, Any]) -> None:
+        """Add what another process has seen, which ran a part of the tests."""
+        pairs = [(self.tests, other['tests'])]
+        for name, line in other['lines'].items():
+            pairs.append((self.line(name), line))
+            self.line(name)['cases'] += line['cases']
+            for figure in line['figures']:
+                self.add_figure(name, **figure)
+        for counts, more in pairs:
+            for key in ('passed', 'failed'):
+                counts[key] += more[key]
+            counts['seconds'] = round(counts['seconds'] + more['seconds'], 1)
+            for reason, number in more['skipped'].items():
+                counts['skipped'][reason] = counts['skipped'].get(reason, 0) + number
+
+    def as_json(self) -> str:
+        """What was seen; a line without a test in this run is not in it."""
         versions = {}
         for package in PACKAGES:
             try:
@@ -129,10 +144,14 @@ class Record:
             versions=versions,
             slow=self.slow,
             tests=self.tests,
-            lines={name: dict(text=text, **self.line(name)) for name, text in LINES.items()},
+            lines={name: self.lines[name] for name in LINES if name in self.lines},
         )
+        return json.dumps(record, indent=1, default=float) + '\n'
+
+    def write(self) -> None:
+        """Write the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(record, indent=1, default=float) + '\n')
+        self.path.write_text(self.as_json())
 
 
 def new_counts() -> dict[str, Any]:
@@ -207,8 +226,19 @@ def count_cases(item: pytest.Item, record: Record, names: list[str]) -> Any:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the record; a process of pytest-xdist hands it to the one that started it."""
     if record := session.config.stash.get(RECORD, None):
-        record.write()
+        if hasattr(session.config, 'workeroutput'):
+            session.config.workeroutput['record'] = record.as_json()
+        else:
+            record.write()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    record = node.config.stash.get(RECORD, None)
+    if record and 'record' in getattr(node, 'workeroutput', {}):
+        record.merge(json.loads(node.workeroutput['record']))
 
 
 def names_of(item: pytest.Item) -> list[str]:
