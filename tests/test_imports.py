@@ -29,7 +29,8 @@ ARROWS = {
     'backbones': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
     'necks': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
     'acceleration': ({'layers', 'backbones', 'registry'}, {'torch', 'mmengine'}),
-    'engine': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),
+    # NumPy for its generator, which is seeded.
+    'engine': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine', 'numpy'}),
     'recipes': ({'acceleration', 'backbones'}, set()),
     # The ONNX packages inside functions only.
     'export': ({'backbones', 'necks', 'version'}, {'torch', 'onnx', 'onnxruntime'}),
