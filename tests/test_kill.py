@@ -8,6 +8,7 @@ import multiprocessing
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from itpn_mm.checkpoint.storage import newest_good
 from .test_resume.runs import config, differences
 
 pytestmark = [pytest.mark.slow, pytest.mark.checklist('kill')]
-KILLS, ITERATIONS = 20, 400
+KILLS, ITERATIONS = 20, 150
 KEPT = 2
 # A process that has imported everything and done nothing; each run is forked from it.
 CONTEXT = multiprocessing.get_context('forkserver')
@@ -38,10 +39,18 @@ def pretraining(folder: Path) -> dict:
 def start(cfg: dict, folder: Path, pause: float = 0.0) -> tuple:
     from .test_resume.killed import train
 
-    begun = CONTEXT.Event()
-    process = CONTEXT.Process(target=train, args=(cfg, str(folder), begun, pause))
+    count = CONTEXT.Value('i', 0)
+    process = CONTEXT.Process(target=train, args=(cfg, str(folder), count, pause), daemon=True)
     process.start()
-    return process, begun
+    return process, count
+
+
+def wait_for(number: int, count: Any, process: Any) -> None:
+    """Wait until the process has run that many iterations."""
+    end = time.time() + 120
+    while count.value < number:
+        assert time.time() < end and process.is_alive(), 'it does not go on'
+        time.sleep(0.005)
 
 
 def losses(folder: Path) -> dict[int, str]:
@@ -72,12 +81,12 @@ def test_kill_at_random_moments(tmp_path, record_figure):
     cfg, whole, cut = pretraining(tmp_path / 'data'), tmp_path / 'whole', tmp_path / 'cut'
     draw = random.Random(0)
     moments: dict[str, int] = {}
-    recovered, last = 0, 0
+    last = 0
     for kill in range(KILLS):
-        process, begun = start(cfg, cut, pause=0.02 if kill % 2 else 0.0)
+        process, count = start(cfg, cut, pause=0.02 if kill % 2 else 0.0)
         starting = kill % 10 == 9
-        assert starting or begun.wait(timeout=60), 'it does not go on'
-        time.sleep(draw.uniform(0.0, 0.8))
+        wait_for(0 if starting else draw.randint(1, 6), count, process)
+        time.sleep(draw.uniform(0.0, 1.0 if starting else 0.3))
         assert process.is_alive(), 'it ended before it was killed: raise ITERATIONS'
         process.kill()
         process.join()
@@ -87,7 +96,7 @@ def test_kill_at_random_moments(tmp_path, record_figure):
         assert not damaged
         reached = int(path.stem.split('_')[1]) if path else 0
         assert reached >= last  # nothing that was saved is lost
-        recovered, last = recovered + begun.is_set(), reached
+        last = reached
     process, _ = start(cfg, cut)
     process.join(timeout=300)
     assert process.exitcode == 0
@@ -105,7 +114,6 @@ def test_kill_at_random_moments(tmp_path, record_figure):
     record_figure('kill -9: recoveries, bit-equal at the end', KILLS, f'>= {KILLS}')
     record_figure('moments of the kills', said)
     record_figure('iterations run twice or more for it', redone(cut))
-    print(said, '; checkpoints left:', left, '; begun again:', recovered)
     assert left == KEPT
 
 

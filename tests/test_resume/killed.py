@@ -26,12 +26,12 @@ from .runs import run
 
 @HOOKS.register_module(force=True)
 class Tell(Hook):
-    """Writes each loss to a file at once, and says when training begins."""
+    """Writes each loss to a file at once, and counts them for whoever kills the process."""
 
     priority = 'NORMAL'  # ahead of the checkpoint hook
 
-    def __init__(self, path: str, begun: Any) -> None:
-        self.path, self.begun = path, begun
+    def __init__(self, path: str, count: Any) -> None:
+        self.path, self.count = path, count
 
     def before_train(self, runner) -> None:
         self.file = Path(self.path).open('a')  # noqa: SIM115
@@ -39,7 +39,7 @@ class Tell(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self.file.write(json.dumps([runner.iter, outputs['loss'].item().hex()]) + '\n')
         self.file.flush()
-        self.begun.set()
+        self.count.value += 1
 
 
 class Slowly:
@@ -81,7 +81,7 @@ def write_slowly(pause: float) -> None:
     Path.open, storage.os.fsync = slow_open, slow_sync
 
 
-def train(cfg: dict, folder: str, begun: Any, pause: float) -> None:
+def train(cfg: dict, folder: str, count: Any, pause: float) -> None:
     """Begin or go on with the run in `folder`."""
     torch.set_num_threads(1)
     if pause:
@@ -89,7 +89,7 @@ def train(cfg: dict, folder: str, begun: Any, pause: float) -> None:
     work_dir = Path(folder)
     work_dir.mkdir(exist_ok=True)
     number = next(n for n in itertools.count() if not (work_dir / f'losses_{n}.jsonl').exists())
-    tell = Tell(str(work_dir / f'losses_{number}.jsonl'), begun)
+    tell = Tell(str(work_dir / f'losses_{number}.jsonl'), count)
     cfg = Config(cfg)
     HOOKS.register_module(name='Told', module=lambda: tell, force=True)
     cfg.custom_hooks.insert(0, dict(type='mmengine.Told'))

@@ -61,6 +61,8 @@ def test_interrupted_run_is_bit_equal(
     record_figure(f'bit-equal after resuming: {name}, workers', workers)
 
 
+@slow
+@pytest.mark.checklist('determinism')
 def test_the_number_of_workers_changes_nothing(tmp_path):
     """Interrupted too, with another number afterwards."""
     cfg = save_every(config('pixel', tmp_path / 'data'), 3)

@@ -109,6 +109,27 @@ def test_seed_that_was_drawn(tmp_path, by_epoch):
 
 
 @pytest.mark.checklist('determinism')
+def test_thirty_steps(tmp_path, record_figure):
+    """With workers of each kind, of a run by epochs."""
+    workers = {'0': (0, False), '2': (2, False), '2, persistent': (2, True)}
+    runs = [
+        run(
+            small(
+                epochs=30 // EPOCH,
+                train_dataloader__num_workers=number,
+                train_dataloader__persistent_workers=persistent,
+            ),
+            tmp_path / name,
+        )
+        for name, (number, persistent) in workers.items()
+    ]
+    assert len(runs[0].losses) == 30
+    for other in runs[1:]:
+        assert_equal(runs[0], other)
+    record_figure('bit-equal over 30 steps, workers', '; '.join(workers))
+
+
+@pytest.mark.checklist('determinism')
 def test_validation_in_between_changes_nothing(tmp_path):
     """It draws, and exchanges the weights for their averages meanwhile."""
     cfg = small()
