@@ -121,7 +121,7 @@ def test_a_wrong_file_is_seen(exported):
     'arguments',
     [
         CASES['hivit, relative positions alone'],
-        pytest.param(MORE_CASES['migration, gathering, table a block'], marks=pytest.mark.slow),
+        pytest.param(MORE_CASES['fast, table a block'], marks=pytest.mark.slow),
         pytest.param(MORE_CASES['fast, decoupled'], marks=pytest.mark.slow),
     ],
 )
