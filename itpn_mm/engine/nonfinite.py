@@ -43,7 +43,7 @@ def find_cause(model: nn.Module, step: Callable[[], Mapping[str, Tensor]]) -> st
     except Exception as error:  # what a model makes of NaN: matching predictions refuses it
         if not causes:
             raise
-        causes.append(f'{type(error).__name__}: {error}')
+        causes.append(name_error(error))
     finally:
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
@@ -122,6 +122,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _count(tensor: Tensor) -> str:
     nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
     return f'{nan} NaN and {infinite} infinite of {tensor.numel()} values'
+
+
+def name_error(error: Exception) -> str:
+    """Kind and first line of an error."""
+    return f'{type(error).__name__}: {error}'.partition('\n')[0]
 
 
 def as_plain(value: Any) -> Any:

@@ -20,9 +20,11 @@ from torch.utils.hooks import RemovableHandle
 
 from ..registry import HOOKS
 from .ema_hook import unwrap
-from .nonfinite import all_finite, as_plain, find_cause, paths_of
+from .nonfinite import all_finite, as_plain, find_cause, name_error, paths_of
 from .seed_hook import seed_iteration
 
+# What a model may raise that NaN goes through.
+FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
 MOST_FILES = 10  # of a process: each holds the weights
 
 
@@ -40,7 +42,7 @@ class NonFiniteHook(Hook):
     scale of the loss; these are counted, and stop the run if no scale helps.
 
     A model may fail of NaN before there are gradients, as a matching of predictions to objects
-    does: in a run of one process, this hook then says where it came from.
+    does: in a run of one process, this hook explains and skips that, too.
 
     Args:
         max_skips: Number of steps in a row to skip before training stops. It stops at once if a
@@ -133,16 +135,21 @@ class NonFiniteHook(Hook):
 
     def _before_step(self, runner: Runner, optimizer: Optimizer) -> None:
         self._stepped = True
-        parameters = [p for group in optimizer.param_groups for p in group['params']]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
         if not gradients or not _spoilt(runner.model, gradients):
             self.in_a_row = 0
             return
+        self._refuse(runner, 'gradients are not finite')
+
+    def _refuse(self, runner: Runner, what: str) -> None:
+        """Let this step be skipped, or stop."""
         self.in_a_row += 1
         self.skipped.append(runner.iter)
+        parameters = _parameters(runner.optim_wrapper.optimizer)
         if self.in_a_row > self.max_skips or _spoilt(runner.model, parameters):
-            self._stop(runner, 'gradients are not finite')
-        print_log(self._explain(runner, 'step skipped'), 'current', logging.WARNING)
+            self._stop(runner, what)
+        text = self._explain(runner, f'{what}, step skipped')
+        print_log(text, 'current', logging.WARNING)
         for parameter in parameters:  # an optimizer leaves alone what has no gradient
             parameter.grad = None
         for buffer, before in zip(self._buffers, self._before):
@@ -161,11 +168,13 @@ class NonFiniteHook(Hook):
         def explained(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
             try:
                 return train_step(*args, **kwargs)
-            except (ValueError, IndexError, AssertionError, RuntimeError) as error:
-                if not any(cause for _, _, cause, _ in self._search(runner)):
+            except FAILURES as error:
+                own = self._stepped  # it comes from here, or from the optimizer
+                if own or not any(cause for _, _, cause, _ in self._search(runner)):
                     raise
-                what = f'the model fails ({type(error).__name__}: {error})'
-                raise FloatingPointError(self._explain(runner, what)) from error
+                self._stepped = True
+                self._refuse(runner, f'the model fails ({name_error(error)})')
+                return {}
 
         return explained
 
@@ -212,7 +221,7 @@ class NonFiniteHook(Hook):
             OSError,
             RuntimeError,
         ) as error:  # such as a full disk, which must not hide the rest
-            return f'not saved: {error}'
+            return f'not saved: {name_error(error)}'
         return f'saved to {path}'
 
     def _search(self, runner: Runner) -> list[tuple[int, Any, str | None, str]]:
@@ -229,7 +238,7 @@ class NonFiniteHook(Hook):
             try:
                 cause = self._find(runner, iteration, batch)
             except Exception as error:  # such as memory, which must not hide the rest
-                words = f'cannot be run again ({type(error).__name__}: {error})'
+                words = f'cannot be run again ({name_error(error)})'
             found.append((iteration, batch, cause, words))
         return found
 
@@ -255,6 +264,10 @@ class NonFiniteHook(Hook):
 def _is_whole(model: nn.Module) -> bool:
     """Whether each process has all weights, and runs the model inside without the wrapper."""
     return not is_model_wrapper(model) or isinstance(model, DistributedDataParallel)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group['params']]
 
 
 def _spoilt(model: nn.Module, tensors: Sequence[Tensor]) -> bool:

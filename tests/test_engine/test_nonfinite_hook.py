@@ -175,7 +175,7 @@ def test_steps_are_skipped(tmp_path, record_figure):
         if buffer.is_floating_point():  # running statistics; counts of batches go on
             assert torch.equal(buffer, spoil.buffers[2][name]), name
     log = next(tmp_path.rglob('*.log')).read_text()
-    assert log.count('step skipped; first: the output of') == 3
+    assert log.count('gradients are not finite, step skipped; first: the output of') == 3
     assert 'steps skipped: 3 with gradients that were not finite (iterations [1, 2, 4]), 0' in log
     assert len(list(tmp_path.glob('nonfinite_iter_*'))) == 3
     record_figure('steps skipped of 3 with NaN', len(hook.skipped), '>= 3')
@@ -187,6 +187,30 @@ def is_there(name: str) -> bool:
     except pytest.skip.Exception:
         return False
     return True
+
+
+def refuse_nan(output: torch.Tensor) -> None:
+    if not output.isfinite().all():
+        raise ValueError('it is not finite')
+
+
+@pytest.mark.parametrize('skips', [0, 1])
+def test_a_model_that_fails_of_it(skips, tmp_path):
+    """Before there are gradients, as a matching does."""
+    spoil = Spoil(LAYER, [1], nan_in)
+    runner = build('classification', tmp_path, spoil, steps=3, max_skips=skips)
+    runner.model.head.register_forward_pre_hook(lambda head, inputs: refuse_nan(inputs[0][-1]))
+    if skips:
+        runner.train()
+        assert runner.iter == 3
+        message = next(tmp_path.rglob('*.log')).read_text()
+        assert spoil.states[1] != state_of(runner)
+    else:
+        message = train(runner)
+        assert spoil.states[1] == state_of(runner)
+    assert 'the model fails (ValueError: it is not finite)' in message
+    assert f'first: the output of `{LAYER}` (' in message
+    assert 'from finite inputs, then ValueError: it is not finite; images' in message
 
 
 def test_too_many_in_a_row(tmp_path):
@@ -212,7 +236,7 @@ def test_a_full_disk_hides_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, 'save', save)
     message = train(runner)
     assert f'first: the output of `{LAYER}`' in message
-    assert 'not saved: [Errno 28] No space left on device' in message
+    assert 'not saved: OSError: [Errno 28] No space left on device' in message
 
 
 def test_images_that_hold_nan(tmp_path):
