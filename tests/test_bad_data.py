@@ -70,6 +70,9 @@ def test_training_takes_it(tmp_path, task, kind):
         pytest.importorskip(package)
     path = ROOT / 'configs' / task / f'{TASKS[task]}.py'
     cfg = shrink(Config(parse(path).to_dict()), path.stem, tmp_path)
+    for part in ('backbone', 'neck'):
+        if part in cfg.model:
+            cfg.model[part].init_cfg = None
     changed = 0
     for file in sorted(tmp_path.rglob('*')):
         if file.suffix not in ('.jpg', '.png') or 'annotations' in file.parts:

@@ -246,6 +246,16 @@ def test_members_of_archives_are_read_not_written(tmp_path, monkeypatch):
     assert not (tmp_path.parent / 'escaped.txt').exists()
 
 
+def test_names_of_results_lead_nowhere_else(monkeypatch):
+    """Of the pictures given to tools/predict.py, whatever their paths."""
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    from prediction.pictures import name_results
+
+    files = [Path(name) for name in ('/etc/passwd', '../../up.png', 'a/b/../up.png')]
+    names = name_results(files)
+    assert names == ['passwd', 'up', 'up-2']
+
+
 @pytest.mark.slow
 def test_imports_do_not_reach_the_network():
     """Every socket is refused while the package is imported and a model is built."""

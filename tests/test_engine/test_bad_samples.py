@@ -153,10 +153,15 @@ def test_what_stands_in_depends_on_the_index_alone(pictures, tmp_path):
     assert dataset.metainfo == runner.train_dataloader.dataset.metainfo
 
 
-def test_epochs_without_seeding(pictures, tmp_path):
+def test_without_seeding(pictures, tmp_path, monkeypatch):
+    """The data are gone through more than once; nothing is written but in the folder of the run."""
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
     runner = make_runner(pictures, tmp_path / 'run', [SKIP], workers=2, iters=7)
     runner.train()
     assert len(runner.model.seen) == 21
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['here', 'pictures', 'run']
+    assert not list((tmp_path / 'here').iterdir()) and len(list(pictures.iterdir())) == COUNT
 
 
 @pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])

@@ -57,7 +57,7 @@ def _backbone(draw: random.Random, patch: int) -> dict:
             drop_path_rate=(0.0, 0.3),
             norm_eps=(1e-5,),
             interpolate_offset=(0.0, 0.1),
-            with_cp=(True, False),
+            with_cp=(True, False, [2], [0, 1]),
             frozen_stages=(-1, 0, 1, 2, 3),
         ),
     )
