@@ -55,6 +55,7 @@ setup(
     author='The itpn_mm authors',
     license='Apache-2.0',
     license_files=['LICENSE'],
+    classifiers=[f'Programming Language :: Python :: 3.{minor}' for minor in (10, 11, 12)],
     packages=find_packages(include=['itpn_mm', 'itpn_mm.*']),
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10,<3.13',
