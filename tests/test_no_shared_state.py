@@ -120,6 +120,12 @@ def test_names_and_shapes_are_those_of_older_files(name):
     assert describe(name) == json.loads(NAMES.read_text())[name]
 
 
+def test_no_model_of_older_files_is_left_out(record_figure):
+    tables = json.loads(NAMES.read_text())
+    assert tables.keys() == CONFIGS.keys()
+    record_figure('names of parameters compared', sum(map(len, tables.values())))
+
+
 def test_no_default_of_an_argument_can_be_changed():
     """A list or dict as a default would be one for all calls."""
     MODELS.import_from_location()

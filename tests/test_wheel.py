@@ -79,10 +79,11 @@ def test_wheel_ships_what_mim_looks_for(installed, source):
     assert (mim / 'model-index.yml').read_text() == (source / 'model-index.yml').read_text()
 
 
-def test_wheel_holds_the_package_and_nothing_else(installed, source):
+def test_wheel_holds_the_package_and_nothing_else(installed, source, record_figure):
     package = find_package(installed)
     files = {f for f in list_files(package) if not f.startswith('.mim')}
     assert files == list_files(source / 'itpn_mm')
+    record_figure('modules in the wheel', len(files))
     names = {p.name for p in package.parent.iterdir() if not p.name.startswith('pip')}
     assert {n for n in names if not n.endswith('.dist-info')} <= {'itpn_mm', '__pycache__'}
 
