@@ -183,17 +183,21 @@ class Training:
         images = torch.randn(self.batch, 3, *self.size)
         return sum(model.loss(images).values()) if self.pretrain else sum_of_means(model(images))
 
-    @functools.cache
     def predict(self) -> Footprint:
         """See :func:`predict`."""
-        with torch.device('meta'):
-            model = self.build()
-        return predict(model, self.loss, self.dtype)
+        return _predict_training(self)
 
     def measure(self) -> int:
         """Bytes of a step as :attr:`Footprint.step` has them, by doing it on the CPU (Linux)."""
         printed = run_fresh([json.dumps(asdict(self))], 'benchmarks.footprint')
         return int(printed.split()[-1])  # after what libraries say
+
+
+@functools.cache
+def _predict_training(training: Training) -> Footprint:
+    with torch.device('meta'):
+        model = training.build()
+    return predict(model, training.loss, training.dtype)
 
 
 def largest_batch(training: Training, limit: int) -> int:

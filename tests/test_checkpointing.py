@@ -54,7 +54,7 @@ def test_pyramid_is_recomputed():
         passes = []
         for module in neck.modules():
             if isinstance(module, MlpBlock):
-                module.register_forward_pre_hook(lambda module, _: passes.append(module))
+                module.register_forward_pre_hook(lambda block, _, seen=passes: seen.append(block))
         sum(level.square().sum() for level in neck(maps)).backward()
         results.append({name: p.grad for name, p in neck.named_parameters()})
         assert len(passes) == (1 + with_cp) * len(set(passes)) == (1 + with_cp) * (2 * 2 + 3)

@@ -8,8 +8,8 @@ implementation and against backbones of other projects.
     python tools/benchmark.py --train --models fastitpn-base --settings dense windows all
     python tools/benchmark.py --pretrain --device cuda --dtype amp --batch 256
     python tools/benchmark.py --detector mask-rcnn dino --models fastitpn-base --settings all
-    python tools/benchmark.py --memory pretrain --models hivit-base --batch 64 256 512 --dtype amp \\
-        --checkpointing none all --gib 32 80
+    python tools/benchmark.py --memory pretrain --models hivit-base --batch 64 256 512 \\
+        --dtype amp --checkpointing none all --gib 32 80
 
 Writes a table, a JSON file and a plot into `--out`. `benchmarks/README.md` says what is measured.
 """

@@ -32,8 +32,10 @@ def two(out):
 
 @pytest.fixture(scope='module')
 def one(tmp_path_factory):
-    """The runner of one process without FSDP."""
-    return train(training(tmp_path_factory.mktemp('one')))
+    """The runner of one process without FSDP; of the same kind, which draws the same weights."""
+    strategy = dict(type='SingleDeviceStrategy')
+    out = tmp_path_factory.mktemp('one')
+    return train(training(out, runner_type='FlexibleRunner', strategy=strategy))
 
 
 def state_of(result: dict) -> dict:
