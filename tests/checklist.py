@@ -131,7 +131,7 @@ class Record:
                 counts['skipped'][reason] = counts['skipped'].get(reason, 0) + number
 
     def as_json(self) -> str:
-        """What was seen; a line without a test in this run is not in it."""
+        """What was seen; lines without a test in this run are in it too."""
         versions = {}
         for package in PACKAGES:
             try:
@@ -144,7 +144,7 @@ class Record:
             versions=versions,
             slow=self.slow,
             tests=self.tests,
-            lines={name: self.lines[name] for name in LINES if name in self.lines},
+            lines={name: dict(text=text, **self.line(name)) for name, text in LINES.items()},
         )
         return json.dumps(record, indent=1, default=float) + '\n'
 
