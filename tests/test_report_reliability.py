@@ -52,14 +52,18 @@ def test_of_an_absent_package():
 @pytest.fixture(scope='module')
 def record(root, tmp_path_factory) -> dict:
     """The record of a run of the tests above, with one more of no line."""
-    folder = tmp_path_factory.mktemp('run')
+    return run(root, tmp_path_factory.mktemp('run'))
+
+
+def run(root: Path, folder: Path, *options: str) -> dict:
     (folder / 'test_a.py').write_text(TESTS)
     (folder / 'test_b.py').write_text('def test_of_no_line():\n    pass\n')
     path = folder / 'deep' / 'record.json'
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'tests.checklist', '-m', 'not slow']
     command += ['-c', str(root / 'pyproject.toml'), '--rootdir', str(folder), '--reliability', path]
-    run = subprocess.run([*command, folder], cwd=root, capture_output=True, text=True)
-    assert run.returncode == 1, run.stdout + run.stderr
+    command += [*options, folder]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert result.returncode == 1, result.stdout + result.stderr
     return json.loads(path.read_text())
 
 
@@ -77,6 +81,18 @@ def test_record(record):
     assert record['python'] == '.'.join(map(str, sys.version_info[:3]))
     assert 'torch' in record['versions']
     assert {name: line['text'] for name, line in record['lines'].items()} == LINES
+
+
+def test_two_processes_write_one_record(record, root, tmp_path):
+    pytest.importorskip('xdist')
+
+    def timeless(record: dict) -> dict:
+        for counts in (record['tests'], *record['lines'].values()):
+            counts.pop('seconds')
+        return record
+
+    found = run(root, tmp_path, '-n', '2')
+    assert timeless(found) == timeless(copy.deepcopy(record))
 
 
 def test_unknown_line_is_refused():
