@@ -21,7 +21,7 @@ from .test_resume.runs import config, differences
 
 pytestmark = [pytest.mark.slow, pytest.mark.checklist('kill')]
 KILLS, ITERATIONS = 20, 150
-KEPT = 2
+KEPT, INTERVAL = 2, 3
 # A process that has imported everything and done nothing; each run is forked from it.
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(['tests.test_resume.killed'])
@@ -32,14 +32,14 @@ def pretraining(folder: Path) -> dict:
     cfg = config('pixel', folder)
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=ITERATIONS)
     cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
-    cfg.default_hooks.checkpoint.update(interval=3, by_epoch=False, max_keep_ckpts=KEPT)
+    cfg.default_hooks.checkpoint.update(interval=INTERVAL, by_epoch=False, max_keep_ckpts=KEPT)
     return cfg.to_dict()
 
 
 def start(cfg: dict, folder: Path, pause: float = 0.0) -> tuple:
     from .test_resume.killed import train
 
-    count = CONTEXT.Value('i', 0)
+    count = CONTEXT.Value('i', 0, lock=False)
     process = CONTEXT.Process(target=train, args=(cfg, str(folder), count, pause), daemon=True)
     process.start()
     return process, count
@@ -83,10 +83,12 @@ def test_kill_at_random_moments(tmp_path, record_figure):
     moments: dict[str, int] = {}
     last = 0
     for kill in range(KILLS):
-        process, count = start(cfg, cut, pause=0.02 if kill % 2 else 0.0)
-        starting = kill % 10 == 9
-        wait_for(0 if starting else draw.randint(1, 6), count, process)
-        time.sleep(draw.uniform(0.0, 1.0 if starting else 0.3))
+        slow, starting = kill % 2 == 1, kill % 10 == 8
+        process, count = start(cfg, cut, pause=0.04 if slow else 0.0)
+        # A run begins after a checkpoint, so another is due after so many iterations.
+        number = draw.choice((INTERVAL, 2 * INTERVAL)) if slow else draw.randint(1, 6)
+        wait_for(0 if starting else number, count, process)
+        time.sleep(draw.uniform(0.0, 1.0 if slow or starting else 0.3))
         assert process.is_alive(), 'it ended before it was killed: raise ITERATIONS'
         process.kill()
         process.join()

@@ -22,7 +22,7 @@ def with_workers(cfg, workers: str):
     [
         ('pixel', '0', 4, False, 5),
         ('classifier', '2, persistent', 1, True, 8),
-        ('upernet', '0', 4, False, 5),
+        pytest.param('upernet', '0', 4, False, 5, marks=slow),
         pytest.param('pixel', '2', 4, False, 4, marks=slow),
         pytest.param('pixel', '2, persistent', EPOCH, False, 8, marks=slow),
         pytest.param('pixel', '0', 1, True, 7, marks=slow),
