@@ -163,7 +163,7 @@ class FSDPStrategy(MMEngineFSDPStrategy):
         return FSDP.optim_state_dict(self.model, optimizer)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Load what :meth:`optim_state_dict` gave; if full, with any number of processes."""
+        """Load what :meth:`optim_state_dict` gave."""
         optimizer = self.optim_wrapper.optimizer
         if self._is_full_state_dict():
             state_dict = FSDP.optim_state_dict_to_load(

@@ -2,6 +2,7 @@
 
 import re
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mmengine.config import Config
 pytest.importorskip('mmpretrain')
 
 from itpn_mm.checkpoint import read_checkpoint
+from itpn_mm.engine.ema_hook import EMATeacherHook, has_stepped
 from itpn_mm.registry import MODELS
 
 from ..test_pretraining.models import itpn_cfg
@@ -40,6 +42,32 @@ def test_config_of_the_page(tmp_path):
     assert cfg.strategy.zero_optimization.stage == 2
     assert cfg.strategy.train_micro_batch_size_per_gpu == cfg.train_dataloader.batch_size
     assert set(cfg.optim_wrapper) == {'type', 'optimizer', 'constructor', 'paramwise_cfg'}
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda model: model.bfloat16(), 'weights are in torch.bfloat16, in which the EMA teacher'),
+        (
+            lambda model: [setattr(p, 'ds_id', 0) for p in model.parameters()],
+            'stage 3 of ZeRO shards the weights that the EMA teacher follows',
+        ),
+    ],
+)
+def test_teacher_that_cannot_follow_stops_the_run(change, message):
+    model = MODELS.build(itpn_cfg())
+    change(model)
+    with pytest.raises(ValueError, match=message):
+        EMATeacherHook().before_train(SimpleNamespace(model=model))
+
+
+def test_teacher_moves_with_the_steps_that_deepspeed_counts():
+    wrapper = SimpleNamespace(gradient_accumulation_steps=lambda: 4)
+    runner = SimpleNamespace(model=wrapper, optim_wrapper=object())
+    stepped = []
+    for wrapper.micro_steps in range(1, 9):
+        stepped.append(has_stepped(runner))
+    assert stepped == [False, False, False, True] * 2
 
 
 @pytest.mark.slow
