@@ -272,7 +272,9 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 def _spoilt(model: nn.Module, tensors: Sequence[Tensor]) -> bool:
     """Whether a tensor is not finite, on any rank where ranks have shards of their own."""
-    bad = (~all_finite(tensors)).to(torch.uint8)
-    if not _is_whole(model):  # else gradients have been averaged and are the same
-        all_reduce(bad, 'max')
-    return bool(bad)
+    bad = not all_finite(tensors)
+    if _is_whole(model):  # gradients have been averaged and are the same
+        return bad
+    anywhere = torch.tensor(bad, dtype=torch.uint8, device=tensors[0].device)
+    all_reduce(anywhere, 'max')
+    return bool(anywhere)

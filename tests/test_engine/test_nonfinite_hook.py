@@ -10,6 +10,7 @@ import torch
 from mmengine.runner import Runner
 
 from itpn_mm.engine import NonFiniteHook
+from itpn_mm.engine.nonfinite import all_finite
 from itpn_mm.engine.seed_hook import seed_iteration
 
 from ..losses import ROOT, config, digest
@@ -310,6 +311,18 @@ def test_one_of_two_processes(tmp_path):
     assert 'rank 0: ' not in first['message']
     files = {path.name for path in tmp_path.rglob('nonfinite_iter_*')}
     assert files == {'nonfinite_iter_1_rank1.pth', 'nonfinite_iter_2_rank1.pth'}
+
+
+def test_what_is_finite():
+    """The largest numbers are, though their squares are not; shards may be empty."""
+    tensors = [torch.full((3,), 3e38), torch.zeros(0), torch.ones(2, dtype=torch.bfloat16)]
+    tensors.append(torch.full((3,), 6e4, dtype=torch.float16))
+    assert all_finite(tensors)
+    for value in ('nan', 'inf', '-inf'):
+        for tensor in (tensors[0], tensors[2], tensors[3]):
+            spoilt = [t.clone() for t in tensors]
+            spoilt[[t is tensor for t in tensors].index(True)][1] = float(value)
+            assert not all_finite(spoilt)
 
 
 @pytest.mark.parametrize(
