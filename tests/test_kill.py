@@ -1,4 +1,4 @@
-"""`kill -9` at random moments of one run, which goes on each time. A minute.
+"""`kill -9` at random moments of one run, which goes on each time. Minutes.
 
 bash tools/run_tests.sh --slow tests/test_kill.py
 """
