@@ -116,15 +116,8 @@ def newest_good(folder: str | Path) -> tuple[Path | None, dict[Path, str]]:
     Raises:
         ValueError: There are checkpoints, but every one is damaged.
     """
-    folder, damaged = Path(folder), {}
-    last = _last_checkpoint(folder)
-    if last is not None:
-        # The first of two equal ones: a copied folder still names the original.
-        folder = max(
-            (folder, last.parent),
-            key=lambda place: ((place / last.name).exists(), len(_newest_first(place)) > 0),
-        )
-    for path in _newest_first(folder, last and folder / last.name):
+    damaged = {}
+    for path in _candidates(Path(folder)):
         try:
             check_file(path)
         except ValueError as error:
@@ -137,6 +130,23 @@ def newest_good(folder: str | Path) -> tuple[Path | None, dict[Path, str]]:
             'train from the beginning'
         )
     return None, {}
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether the run of a folder has saved anything that it might go on from."""
+    return bool(_candidates(Path(folder)))
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """The checkpoints of the run of a folder, the newest first, wherever they are."""
+    last = _last_checkpoint(folder)
+    if last is not None:
+        # The first of two equal ones: a copied folder still names the original.
+        folder = max(
+            (folder, last.parent),
+            key=lambda place: ((place / last.name).exists(), len(_newest_first(place)) > 0),
+        )
+    return _newest_first(folder, last and folder / last.name)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -50,6 +50,7 @@ class CLIPTeacher(FrozenTeacher):
         activation: ``'quick_gelu'`` or ``'gelu'``; ``None`` for what the folder's config says, and
             ``'quick_gelu'``, OpenAI's, for a file. Files of this layout by others, such as
             OpenCLIP's trained on LAION, need ``'gelu'``.
+        dtype: As of :class:`FrozenTeacher`.
 
     Raises:
         FileNotFoundError: There is no such file or folder; the message says what to fetch.
@@ -57,7 +58,13 @@ class CLIPTeacher(FrozenTeacher):
             multiple of its patch, or ``activation`` is unknown.
     """
 
-    def __init__(self, checkpoint: str, img_size: int = 224, activation: str | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: str,
+        img_size: int = 224,
+        activation: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
         if activation not in (None, *ACTIVATIONS):
             raise ValueError(
                 f'`activation` of CLIPTeacher must be one of {tuple(ACTIVATIONS)} or None, but got '
@@ -78,6 +85,7 @@ class CLIPTeacher(FrozenTeacher):
             img_size=img_size,
             patch_size=patch_size,
             embed_dims=width if clip.proj is None else clip.proj.shape[1],
+            dtype=dtype,
         )
 
 

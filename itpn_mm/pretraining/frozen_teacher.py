@@ -22,20 +22,34 @@ class FrozenTeacher(nn.Module):
         img_size: Side S of the images.
         patch_size: Side of a patch in pixels.
         embed_dims: Width D.
+        dtype: ``'bfloat16'`` or ``'float16'`` to hold and run the encoder in half precision, which
+            takes half the memory; ``None`` for float32.
 
     Raises:
-        ValueError: ``img_size`` is not a multiple of ``patch_size``.
+        ValueError: ``img_size`` is not a multiple of ``patch_size``, or ``dtype`` is another.
     """
 
     def __init__(
-        self, encoder: nn.Module, *, img_size: int, patch_size: int, embed_dims: int
+        self,
+        encoder: nn.Module,
+        *,
+        img_size: int,
+        patch_size: int,
+        embed_dims: int,
+        dtype: str | None = None,
     ) -> None:
         super().__init__()
         check_multiple(img_size, patch_size, type(self).__name__)
+        if dtype not in (None, 'bfloat16', 'float16'):
+            raise ValueError(
+                f"`dtype` of {type(self).__name__} must be 'bfloat16', 'float16' or None, but got "
+                f'{dtype!r}'
+            )
+        self.dtype = None if dtype is None else getattr(torch, dtype)
         self.img_size, self.patch_size, self.embed_dims = img_size, patch_size, embed_dims
         self.grid = (img_size // patch_size,) * 2
         # Past nn.Module.__setattr__, which would make it a submodule.
-        object.__setattr__(self, 'encoder', encoder.eval().requires_grad_(False))
+        object.__setattr__(self, 'encoder', encoder.eval().requires_grad_(False).to(self.dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'FrozenTeacher':
         """Where `to`, `cuda`, `half` and the like all end."""
@@ -60,7 +74,7 @@ class FrozenTeacher(nn.Module):
                 f'{tuple(images.shape)}: set `second_size={size}` in the pipeline, or '
                 '`teacher.img_size` to the size of the images'
             )
-        tokens = self.encoder(images)[:, -h * w :]
+        tokens = self.encoder(images.to(self.dtype or images.dtype))[:, -h * w :]
         tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
         return F.layer_norm(tokens, (self.embed_dims,), eps=1e-5)
 

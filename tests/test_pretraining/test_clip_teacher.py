@@ -52,6 +52,24 @@ def test_all_layouts_give_the_same(tmp_path, file):
     torch.testing.assert_close(first.var(-1, unbiased=False), ones, atol=1e-3, rtol=0)
 
 
+@pytest.mark.checklist('memory')
+def test_half_precision_takes_half_the_memory(file, record_figure):
+    whole, x = CLIPTeacher(file, img_size=64), images()
+    half = CLIPTeacher(file, img_size=64, dtype='bfloat16')
+    sizes = [sum(p.nbytes for p in t.encoder.parameters()) for t in (half, whole)]
+    assert 2 * sizes[0] == sizes[1]
+    targets = [teacher(x).flatten(0, 1) for teacher in (half, whole)]
+    assert targets[0].dtype == torch.float32
+    alike = torch.cosine_similarity(*targets, dim=1).min().item()
+    record_figure('targets of a teacher in bfloat16: least cosine with float32', alike, '>= 0.999')
+    assert alike >= 0.999
+    assert half.fingerprint() != whole.fingerprint()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.cosine_similarity(half(x), whole(x), dim=2).min() >= 0.999
+    with pytest.raises(ValueError, match="`dtype` of CLIPTeacher must be .* but got 'float32'"):
+        CLIPTeacher(file, img_size=64, dtype='float32')
+
+
 @pytest.mark.parametrize('activation', ['quick_gelu', 'gelu'])
 def test_equal_to_transformers(tmp_path, activation):
     transformers = pytest.importorskip('transformers')
