@@ -66,7 +66,7 @@ def test_half_precision_takes_half_the_memory(file, record_figure):
     assert half.fingerprint() != whole.fingerprint()
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.cosine_similarity(half(x), whole(x), dim=2).min() >= 0.999
-    with pytest.raises(ValueError, match="`dtype` of CLIPTeacher must be .* but got 'float32'"):
+    with pytest.raises(ValueError, match=r"`dtype` of CLIPTeacher must be .* but got 'float32'"):
         CLIPTeacher(file, img_size=64, dtype='float32')
 
 
