@@ -76,30 +76,40 @@ PACKAGES = (
 
 
 class Record:
-    """What became of each line; `path` is where it is written when the run ends."""
+    """What became of each line; `path` is where it is written, every minute and when the run ends.
+
+    Processes of pytest-xdist send what they saw with the reports of their tests.
+    """
 
     def __init__(self, path: Path, slow: bool) -> None:
         self.path, self.slow = path, slow
         self.tests = new_counts()  # of the whole run
         self.lines: dict[str, dict[str, Any]] = {}
-        self.started = time.time()
+        self.started = self.written = time.time()
 
     def line(self, name: str) -> dict[str, Any]:
         """Counts of a line: tests, seconds, random cases of Hypothesis, and its figures."""
         return self.lines.setdefault(name, dict(**new_counts(), cases=0, figures=[]))
 
-    def count(self, names: list[str], report: pytest.TestReport) -> None:
-        """Count a test for the whole run and for its lines."""
-        for counts in (self.tests, *map(self.line, names)):
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test once: called, or where its fixtures failed or skipped it."""
+        if report.when != 'call' and report.passed:
+            return
+        seen = json.loads(dict(report.user_properties).get('checklist', '{"names": []}'))
+        for counts in (self.tests, *map(self.line, seen['names'])):
             counts['seconds'] = round(counts['seconds'] + report.duration, 1)
             if not report.skipped:
                 counts[report.outcome] += 1
                 continue
-            reason = (
-                report.longrepr[2] if isinstance(report.longrepr, tuple) else 'expected to fail'
-            )
-            reason = reason.removeprefix('Skipped: ')
+            told = isinstance(report.longrepr, tuple)  # else it was expected to fail
+            reason = report.longrepr[2].removeprefix('Skipped: ') if told else 'expected to fail'
             counts['skipped'][reason] = counts['skipped'].get(reason, 0) + 1
+        for name in seen['names']:
+            self.line(name)['cases'] += seen['cases']
+            for figure in seen['figures']:
+                self.add_figure(name, **figure)
+        if time.time() > self.written + 60:
+            self.write(finished=False)
 
     def add_figure(self, name: str, what: str, value: float | int | str, limit: str | None) -> None:
         """Of figures of one name and limit, the one closest to the limit is kept."""
@@ -115,23 +125,11 @@ class Record:
                 return
         figures.append(new)
 
-    def merge(self, other: dict[str, Any]) -> None:
-        """Add what another process has seen, which ran a part of the tests."""
-        pairs = [(self.tests, other['tests'])]
-        for name, line in other['lines'].items():
-            pairs.append((self.line(name), line))
-            self.line(name)['cases'] += line['cases']
-            for figure in line['figures']:
-                self.add_figure(name, **figure)
-        for counts, more in pairs:
-            for key in ('passed', 'failed'):
-                counts[key] += more[key]
-            counts['seconds'] = round(counts['seconds'] + more['seconds'], 1)
-            for reason, number in more['skipped'].items():
-                counts['skipped'][reason] = counts['skipped'].get(reason, 0) + number
+    def pytest_sessionfinish(self) -> None:
+        self.write(finished=True)
 
-    def as_json(self) -> str:
-        """What was seen; lines without a test in this run are in it too."""
+    def write(self, finished: bool) -> None:
+        """Write the file; lines without a test in this run are in it too."""
         versions = {}
         for package in PACKAGES:
             try:
@@ -143,23 +141,21 @@ class Record:
             python=platform.python_version(),
             versions=versions,
             slow=self.slow,
+            finished=finished,
             tests=self.tests,
             lines={name: dict(text=text, **self.line(name)) for name, text in LINES.items()},
         )
-        return json.dumps(record, indent=1, default=float) + '\n'
-
-    def write(self) -> None:
-        """Write the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(self.as_json())
+        self.path.write_text(json.dumps(record, indent=1) + '\n')
+        self.written = time.time()
 
 
 def new_counts() -> dict[str, Any]:
     return dict(passed=0, failed=0, skipped={}, seconds=0.0)
 
 
-RECORD = pytest.StashKey[Record]()
-RUNNING: list[tuple[Record, list[str]]] = []  # the test that runs, if its figures are wanted
+# What the test that runs leaves behind, if its figures are wanted.
+RUNNING: list[dict[str, Any]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -168,8 +164,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line('markers', 'checklist(name): the line of tests/checklist.py')
-    if path := config.getoption('--reliability'):
-        config.stash[RECORD] = Record(Path(path), slow='not slow' not in config.option.markexpr)
+    path = config.getoption('--reliability')
+    if path and not hasattr(config, 'workerinput'):
+        slow = 'not slow' not in config.option.markexpr
+        config.pluginmanager.register(Record(Path(path), slow), 'reliability')
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -183,62 +181,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    """Count the test for its lines: once called, or where its fixtures failed or skipped it."""
+def pytest_runtest_protocol(item: pytest.Item) -> Any:
+    """Gather what a test leaves behind for its lines."""
+    if not item.config.getoption('--reliability'):
+        return (yield)
+    RUNNING.append(dict(names=names_of(item), cases=0, figures=[]))
+    try:
+        return (yield)
+    finally:
+        RUNNING.pop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Any:
+    """Send it along with the report, which may go to another process."""
     report = yield
-    record = item.config.stash.get(RECORD, None)
-    if record is None or (report.when != 'call' and report.passed):
-        return report
-    record.count(names_of(item), report)
+    if RUNNING:
+        report.user_properties.append(('checklist', json.dumps(RUNNING[-1], default=float)))
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Any:
-    """Let `note_figure` know the test, and count the random cases of a Hypothesis test."""
-    record, names = item.config.stash.get(RECORD, None), names_of(item)
-    if record is None or not names:
-        return (yield)
-    RUNNING.append((record, names))
-    try:
-        return (yield from count_cases(item, record, names))
-    finally:
-        RUNNING.pop()
-
-
-def count_cases(item: pytest.Item, record: Record, names: list[str]) -> Any:
+    """Count the random cases of a Hypothesis test."""
     handle = getattr(getattr(item, 'obj', None), 'hypothesis', None)
-    if handle is None:
+    if handle is None or not RUNNING:
         return (yield)
-    inner = handle.inner_test
+    inner, seen = handle.inner_test, RUNNING[-1]
 
     @functools.wraps(inner)
     def counted(*args: Any, **kwargs: Any) -> Any:
         inner(*args, **kwargs)
-        for name in names:
-            record.line(name)['cases'] += 1
+        seen['cases'] += 1
 
     handle.inner_test = counted
     try:
         return (yield)
     finally:
         handle.inner_test = inner
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the record; a process of pytest-xdist hands it to the one that started it."""
-    if record := session.config.stash.get(RECORD, None):
-        if hasattr(session.config, 'workeroutput'):
-            session.config.workeroutput['record'] = record.as_json()
-        else:
-            record.write()
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any, error: object) -> None:
-    record = node.config.stash.get(RECORD, None)
-    if record and 'record' in getattr(node, 'workeroutput', {}):
-        record.merge(json.loads(node.workeroutput['record']))
 
 
 def names_of(item: pytest.Item) -> list[str]:
@@ -254,22 +234,14 @@ def record_figure(request: pytest.FixtureRequest) -> Any:
     words, such as '<= 1e-5': of several values of one `what` the worst is kept. The test itself
     asserts.
     """
-    names = names_of(request.node)
-    assert names, 'a test that records a figure needs a checklist marker'
-
-    def record_figure(what: str, value: float | int | str, limit: str | None = None) -> None:
-        if record := request.config.stash.get(RECORD, None):
-            for name in names:
-                record.add_figure(name, what, value, limit)
-
-    return record_figure
+    assert names_of(request.node), 'a test that records a figure needs a checklist marker'
+    return note_figure
 
 
 def note_figure(what: str, value: float | int | str, limit: str | None = None) -> None:
     """As `record_figure`, for helpers of tests and for tests of random cases."""
-    for record, names in RUNNING:
-        for name in names:
-            record.add_figure(name, what, value, limit)
+    if RUNNING:
+        RUNNING[-1]['figures'].append(dict(what=what, value=value, limit=limit))
 
 
 def note_difference(

@@ -187,6 +187,8 @@ def total(record: dict[str, Any]) -> str:
     parts = [f'{counts["passed"]} passed', f'{sum(counts["skipped"].values())} skipped']
     if counts['failed']:
         parts.insert(0, f'**{counts["failed"]} failed**')
+    if not record['finished']:
+        parts.append('**stopped early**')
     return f'{selection(record)}: {", ".join(parts)}'
 
 
