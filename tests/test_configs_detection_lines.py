@@ -165,12 +165,13 @@ def test_bfloat16(tmp_path, plain):
     _, expected = plain(DINO)
     assert gradients.keys() == expected.keys()
     assert all(value.isfinite() for value in gradients.values())
-    check_near(total_loss(runner.work_dir), total_loss(plain(DINO)[0]))
+    # Queries that were chosen by a hair are others.
+    check_near(total_loss(runner.work_dir), total_loss(plain(DINO)[0]), 0.15)
 
 
-def check_near(value: float, exact: float) -> None:
+def check_near(value: float, exact: float, tolerance: float = 0.02) -> None:
     """Another precision, and near."""
-    assert value != exact and value == pytest.approx(exact, rel=0.02)
+    assert value != exact and value == pytest.approx(exact, rel=tolerance)
 
 
 def total_loss(work_dir: Path | str) -> float:

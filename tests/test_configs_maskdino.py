@@ -158,8 +158,12 @@ def test_head_and_data_of_coco(name):
     loaders = [f'{split}_dataloader' for split in ('train', 'val', 'test')]
     for loader in loaders if not panoptic else ():  # left over there, and nobody reads it
         assert stock[loader]['dataset']['data_prefix'].pop('seg').startswith('annotations/')
-    for key in (*loaders, 'val_evaluator', 'test_evaluator', 'train_cfg', 'default_hooks'):
+    for key in (*loaders, 'val_evaluator', 'test_evaluator', 'train_cfg'):
         assert _plain(cfg[key]) == stock[key]
+    hooks = _plain(cfg.default_hooks)
+    assert hooks['checkpoint'].pop('type') == 'itpn_mm.AtomicCheckpointHook'
+    assert stock['default_hooks']['checkpoint'].pop('type') == 'CheckpointHook'
+    assert {key: hooks[key] for key in stock['default_hooks']} == stock['default_hooks']
     preprocessor = stock['model']['data_preprocessor']
     if not said['released']:
         preprocessor.update(pad_size_divisor=64)

@@ -59,7 +59,7 @@ class NumberedMasks:
 
 
 @HOOKS.register_module(force=True)
-class Record(Hook):
+class RecordSteps(Hook):
     """Notes all losses, and the gradients of the first step of the optimizer."""
 
     def before_train(self, runner) -> None:
@@ -117,7 +117,7 @@ def training(work_dir: Path, steps: int = 2, accumulate: int = 1, **changes: Any
                 clip_grad=dict(max_norm=0.5),  # less than it is, so that clipping matters
                 accumulative_counts=accumulate,
             ),
-            custom_hooks=[dict(type='itpn_mm.EMATeacherHook'), dict(type='Record')],
+            custom_hooks=[dict(type='itpn_mm.EMATeacherHook'), dict(type='RecordSteps')],
             default_hooks=dict(
                 checkpoint=dict(type='CheckpointHook', interval=steps, by_epoch=False),
                 logger=dict(type='LoggerHook', interval=1),
