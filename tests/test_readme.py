@@ -234,11 +234,16 @@ def test_stock_scripts_lie_where_it_says():
 
 
 def test_versions_are_those_that_are_tested():
-    table = README[README.index('### Versions') :]
-    rows = re.findall(r'^\| (\w+) \| (.+?) \| (.+?) \|$', table, flags=re.MULTILINE)
-    said = {name: (onedl, other) for name, onedl, other in rows}
+    """The table has a column for each stack of which a record is kept."""
+    table = README[README.index('<!-- begin versions -->') : README.index('<!-- end versions -->')]
+    titles, *rows = (
+        line.strip('| ').split(' | ') for line in table.splitlines() if line.startswith('| ')
+    )
+    stacks = [title.removesuffix(' stack').lower() for title in titles]
+    said = {name: cells for name, *cells in rows}
+    assert 'onedl' in stacks and set(stacks) <= {'onedl', 'openmmlab'}
     for name in ('torch', *(n for n in hosts.DISTRIBUTIONS if n.startswith('mm'))):
-        for cell, stack in zip(said[name], ('onedl', 'openmmlab')):
+        for stack, cell in zip(stacks, said[name], strict=True):
             pin = hosts.DISTRIBUTIONS[name][stack]
             if pin is None:
                 assert cell == 'absent'
