@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 
-from .checkpoint.storage import has_checkpoint
 from .engine.preflight import check_config
 from .hosts import describe_distributions, is_installed
 
@@ -94,35 +93,29 @@ def join_processes_on_cpu(cfg: Config) -> list[str]:
 
 
 def settle_resume(cfg: Config, argv: list[str]) -> list[str]:
-    """Have `--resume` without a file mean one thing: go on if there is something to go on from.
+    """What `--resume` without a file needs besides: `load_from` counts where nothing is resumed.
 
-    Of the stock scripts, two forget `load_from` even if there is not, and two resume from that file
-    even if there is.
+    Of the stock scripts, two forget `load_from` even if there is no checkpoint yet, and two resume
+    from that file even if there is one. As `start_from` it is left to `itpn_mm.PreflightHook`, with
+    which all processes agree.
 
     Returns:
-        The arguments, without `--resume` if the run has no checkpoint yet, and else without
-        `load_from`.
+        Further arguments of the stock script.
     """
-    if '--resume' not in argv:
-        return argv
-    place = argv.index('--resume')
-    value = argv[place + 1] if place + 1 < len(argv) else '-'
+    if '--resume' not in argv or not cfg.get('load_from'):
+        return []
+    place = argv.index('--resume') + 1
+    value = argv[place] if place < len(argv) else '-'
     if not value.startswith('-') and not value.endswith(CONFIG_SUFFIXES):
-        return argv  # a file by name
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument('--work-dir')
-    stem = next(Path(a).stem for a in argv if a.endswith(CONFIG_SUFFIXES) and '=' not in a)
-    work_dir = parser.parse_known_args(argv)[0].work_dir or cfg.get('work_dir')
-    if has_checkpoint(work_dir or Path('work_dirs') / stem):
-        return [*argv, '--cfg-options', 'load_from=None'] if cfg.get('load_from') else argv
-    return argv[:place] + argv[place + 1 :]
+        return []  # a file by name
+    return ['--cfg-options', 'load_from=None', f'start_from={cfg.load_from}']
 
 
 def hand_over(name: str, mode: str, argv: list[str]) -> None:
     """Check the config in `argv`, then run the stock script on the very same arguments.
 
-    Only several processes on a CPU need more, see `join_processes_on_cpu`, and `--resume` less or
-    more, see `settle_resume`.
+    Only several processes on a CPU need more, see `join_processes_on_cpu`, and some runs that
+    resume, see `settle_resume`.
 
     Args:
         name: Its file name, `train.py` or `test.py`.
@@ -135,6 +128,6 @@ def hand_over(name: str, mode: str, argv: list[str]) -> None:
         check_config(cfg, mode)
     except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         sys.exit(f'{name}: {error}')
-    sys.argv = [str(script), *settle_resume(cfg, argv), *join_processes_on_cpu(cfg)]
+    sys.argv = [str(script), *argv, *settle_resume(cfg, argv), *join_processes_on_cpu(cfg)]
     sys.path[0] = str(script.parent)  # as if Python had been started on it
     runpy.run_path(str(script), run_name='__main__')

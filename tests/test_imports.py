@@ -23,7 +23,7 @@ ARROWS = {
     'registry': (set(), {'mmengine'}),
     'optional': ({'hosts', 'registry'}, {'mmengine'}),
     'doctor': ({'hosts', 'version'}, {'torch', 'mmcv'}),  # inside functions only
-    'launch': ({'checkpoint', 'engine', 'hosts'}, {'torch', 'mmengine'}),
+    'launch': ({'engine', 'hosts'}, {'torch', 'mmengine'}),
     'layers': (set(), {'torch', 'scipy'}),  # SciPy inside a function only
     'checkpoint': ({'layers'}, {'torch', 'mmengine', 'safetensors'}),
     'backbones': ({'layers', 'checkpoint', 'registry'}, {'torch', 'mmengine'}),

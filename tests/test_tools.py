@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -133,29 +132,20 @@ def test_arguments_arrive_unchanged(config, tmp_path, monkeypatch):
     assert json.loads((script.parent / 'seen.json').read_text()) == [str(script), *argv]
 
 
-@pytest.mark.parametrize('load_from', [None, 'start.pth'])
-def test_resume_goes_on_only_where_there_is_something(config, tmp_path, load_from):
-    cfg = Config(dict(load_from=load_from))
-    argv = ['--resume', str(config), '--work-dir', str(tmp_path)]
-    assert launch.settle_resume(cfg, argv) == argv[1:]  # begins, from `load_from` if there is one
-    (tmp_path / 'epoch_1.pth').touch()
-    forget = [] if load_from is None else ['--cfg-options', 'load_from=None']
-    assert launch.settle_resume(cfg, argv) == [*argv, *forget]
-    named = [str(config), '--resume', 'epoch_1.pth']
-    assert launch.settle_resume(cfg, named) == named
-
-
-def test_resume_knows_the_folders_of_the_stock_scripts(config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    argv = [str(config), '--resume']
-    for folder, cfg in (
-        (Path('work_dirs') / config.stem, Config(dict())),
-        (tmp_path / 'own', Config(dict(work_dir=str(tmp_path / 'own')))),
-    ):
-        assert launch.settle_resume(cfg, argv) == argv[:1]
-        folder.mkdir(parents=True)
-        (folder / 'iter_20.pth').touch()
-        assert launch.settle_resume(cfg, argv) == argv
+@pytest.mark.parametrize(
+    ('argv', 'load_from', 'more'),
+    [
+        (['{config}', '--resume'], 'a.pth', ['load_from=None', 'start_from=a.pth']),
+        (['--resume', '{config}', '--amp'], 'a.pth', ['load_from=None', 'start_from=a.pth']),
+        (['{config}', '--resume'], None, []),
+        (['{config}', '--resume', 'epoch_1.pth'], 'a.pth', []),
+        (['{config}'], 'a.pth', []),
+    ],
+)
+def test_resume_keeps_where_to_begin(config, argv, load_from, more):
+    argv = [a.replace('{config}', str(config)) for a in argv]
+    found = launch.settle_resume(Config(dict(load_from=load_from)), argv)
+    assert found == (['--cfg-options', *more] if more else [])
 
 
 def test_processes_join_on_the_cpu_only(monkeypatch):

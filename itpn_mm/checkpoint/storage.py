@@ -132,11 +132,6 @@ def newest_good(folder: str | Path) -> tuple[Path | None, dict[Path, str]]:
     return None, {}
 
 
-def has_checkpoint(folder: str | Path) -> bool:
-    """Whether the run of a folder has saved anything that it might go on from."""
-    return bool(_candidates(Path(folder)))
-
-
 def _candidates(folder: Path) -> list[Path]:
     """The checkpoints of the run of a folder, the newest first, wherever they are."""
     last = _last_checkpoint(folder)

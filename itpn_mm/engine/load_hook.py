@@ -43,22 +43,24 @@ def prepare_load(runner: Runner) -> None:
     A file to start from or to evaluate is read by :func:`load_from_itpn_mm`. A file to resume from
     is mmengine's own and left to it, after a look whether it is whole and asks for nothing but what
     mmengine saves. Without a name it is the last one of the run that is whole, whatever mmengine
-    noted down last.
+    noted down last; if there is none, training begins, from `start_from` of the config if it has
+    one, which is where `tools/train.py` keeps `load_from` of a run that is started with `--resume`.
 
     Raises:
         ValueError: The file to resume from is damaged or asks for something else.
     """
     path = runner._resume if isinstance(runner._resume, str) else runner._load_from
-    if not runner._resume:
-        if path is not None and '://' not in str(path):
-            runner._load_from = f'{SCHEME}{path}'
-    elif path is None:
-        runner._load_from = _newest_good(runner.work_dir)
-        if runner._load_from is None:
+    if runner._resume and path is None:
+        path = _newest_good(runner.work_dir)
+        runner._resume = path is not None
+        if path is None:
             print_log(f'nothing to resume in {runner.work_dir}: training begins', 'current')
-            runner._resume = False
-    elif Path(path).expanduser().exists():
+            path = runner.cfg.get('start_from')
+        runner._load_from = path
+    elif runner._resume and Path(path).expanduser().exists():
         check_file(path)
+    if not runner._resume and path is not None and '://' not in str(path):
+        runner._load_from = f'{SCHEME}{path}'
 
 
 def _newest_good(work_dir: str) -> str | None:

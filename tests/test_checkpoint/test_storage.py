@@ -245,7 +245,7 @@ def test_nothing_to_resume(tmp_path):
     (tmp_path / 'nonfinite_iter_5_rank0.pth').write_bytes(b'')
     (tmp_path / '.epoch_1.pth.tmp').write_bytes(b'')
     assert newest_good(tmp_path) == (None, {})
-    runner = SimpleNamespace(work_dir=str(tmp_path), _resume=True, _load_from=None)
+    runner = SimpleNamespace(work_dir=str(tmp_path), _resume=True, _load_from=None, cfg={})
     prepare_load(runner)
     assert (runner._resume, runner._load_from) == (False, None)
 

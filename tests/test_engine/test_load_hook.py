@@ -453,6 +453,19 @@ def test_resumes_our_own_run(tmp_path):
             assert torch.equal(runner.model.state_dict()[key], tensor)
 
 
+def test_begins_where_there_is_nothing_to_resume(tmp_path):
+    """From `start_from`, as tools/train.py calls the `load_from` of a run with `--resume`."""
+    start, model = (Classifier(HiViT(ARCH, img_size=64)) for _ in range(2))
+    path = save(tmp_path / 'start.pth', start.state_dict(), 'state_dict')
+    runner = make_runner(model, tmp_path, resume=True, cfg=dict(start_from=str(path)))
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    assert runner.epoch == 0
+    for key, tensor in start.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key
+
+
 def test_damaged_file_to_resume_from(tmp_path):
     torch.save(dict(state_dict={'a': torch.zeros(9)}), path := tmp_path / 'a.pth')
     path.write_bytes(path.read_bytes()[:-9])
