@@ -195,8 +195,8 @@ install_libraries() {
     "$py" -c 'import cv2, torch, torchvision'
 }
 
-verify_extras() { check_pins "$req/demo.txt" "$req/dev.txt" "$req/teachers.txt"; }
-install_extras() { pip_install -r "$req/demo.txt" -r "$req/dev.txt" -r "$req/teachers.txt"; }
+verify_extras() { check_pins "$req/demo.txt" "$req/dev.txt" "$req/docs.txt" "$req/teachers.txt"; }
+install_extras() { pip_install -r "$req/demo.txt" -r "$req/dev.txt" -r "$req/docs.txt" -r "$req/teachers.txt"; }
 
 mmcv_spec() { grep -E '^(onedl-)?mmcv==' "$req/$stack-mm.txt"; }
 other_mm() { grep -vE '^(onedl-)?mmcv==' "$req/$stack-mm.txt"; }
@@ -251,7 +251,7 @@ fi
 step venv 1 verify_venv make_venv
 printf '%s' "$stack" > "$state/stack"
 step libraries "$(key_of "$self" "$lock" "$req/build.txt" "$req/$stack.txt")" verify_libraries install_libraries
-step extras "$(key_of "$self" "$lock" "$req/demo.txt" "$req/dev.txt" "$req/teachers.txt")" verify_extras install_extras
+step extras "$(key_of "$self" "$lock" "$req/demo.txt" "$req/dev.txt" "$req/docs.txt" "$req/teachers.txt")" verify_extras install_extras
 step mm-packages "$(key_of "$self" "$lock" "$req/$stack-mm.txt")" verify_mm install_mm
 step mmcv "$(key_of "$repo/tools/build_mmcv.sh" <(mmcv_spec; grep '^torch==' "$lock"))" verify_mmcv install_mmcv
 step itpn_mm "$(key_of "$repo/setup.py" "$repo/pyproject.toml" "$repo/itpn_mm/version.py")" verify_itpn_mm install_itpn_mm
