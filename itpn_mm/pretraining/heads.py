@@ -91,8 +91,8 @@ class PixelReconstructionHead(BaseModule):
 class MFMHead(BaseModule):
     """Masked feature modelling: the teacher's features of every stage (second term of Equation 4).
 
-    The targets are the teacher's stage outputs, layer-normalised per token without affine
-    parameters, so that their scale cannot collapse. Predictions are linear (Section 3.3).
+    The targets are the teacher's stage outputs, predictions are linear (Section 3.3). What the paper
+    leaves open was compared in docs/pretraining.md.
 
     Args:
         stage_channels: Channels of the teacher's stages, finest first.
@@ -103,6 +103,8 @@ class MFMHead(BaseModule):
         in_channels: Channels read: the decoder's width D for ``'masked'``, the pyramid's F for
             ``'visible'``.
         loss_weight: The paper's lambda.
+        norm_targets: Whether targets are layer-normalised per token, without affine parameters, so
+            that their scale cannot collapse.
 
     Raises:
         ValueError: Unknown ``positions``, ``loss_weight`` not above 0, or stages and strides of
@@ -116,6 +118,7 @@ class MFMHead(BaseModule):
         positions: str = 'masked',
         in_channels: int = 512,
         loss_weight: float = 0.3,
+        norm_targets: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -129,6 +132,7 @@ class MFMHead(BaseModule):
                     f'`{name}` of MFMHead must be numbers of at least 1, but got {sizes!r}'
                 )
         check_sizes(in_channels=in_channels)
+        check_flags(norm_targets=norm_targets)
         if not is_number(loss_weight) or loss_weight <= 0:
             raise ValueError(
                 f'`loss_weight` of MFMHead must be above 0, but got {loss_weight!r}: the teacher '
@@ -142,6 +146,7 @@ class MFMHead(BaseModule):
                 'must be of one length'
             )
         self.positions, self.in_channels, self.loss_weight = positions, in_channels, loss_weight
+        self.norm_targets = norm_targets
         # Sub-tokens along the side of a patch.
         self.sides = {s: self.strides[-1] // s for s in self.strides}
         self.projs = nn.ModuleDict()
@@ -171,6 +176,8 @@ class MFMHead(BaseModule):
         for stride, target in zip(self.strides, targets, strict=True):
             x = take(tokens, mask.masked) if self.positions == 'masked' else levels[stride]
             pred = self.projs[f'p{stride}'](x).view(target.shape).float()
-            target = F.layer_norm(target.float(), target.shape[-1:])
+            target = target.float()
+            if self.norm_targets:
+                target = F.layer_norm(target, target.shape[-1:])
             losses[f'loss_mfm_p{stride}'] = self.loss_weight * F.mse_loss(pred, target)
         return losses

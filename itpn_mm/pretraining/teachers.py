@@ -20,16 +20,24 @@ class EMATeacher(ExponentialMovingAverage):
         backbone: The online backbone; copied.
         momentum: Share of the old teacher kept in each update, as the paper counts it (mmengine
             counts 1 - momentum).
+        context: What the teacher sees when it makes the features of some patches: ``'patches'``,
+            those alone, or ``'image'``, all patches of the image.
 
     Raises:
-        ValueError: ``momentum`` is not in (0, 1).
+        ValueError: ``momentum`` is not in (0, 1), or unknown ``context``.
     """
 
-    def __init__(self, backbone: nn.Module, momentum: float = 0.996) -> None:
+    def __init__(
+        self, backbone: nn.Module, momentum: float = 0.996, context: str = 'patches'
+    ) -> None:
+        if context not in ('patches', 'image'):
+            raise ValueError(
+                f"`context` of EMATeacher must be 'patches' or 'image', but got {context!r}"
+            )
         if not is_number(momentum) or not 0 < momentum < 1:
             raise ValueError(f'`momentum` of EMATeacher must be in (0, 1), but got {momentum!r}')
         super().__init__(backbone, momentum=1 - momentum)
-        self._started = False
+        self.context, self._started = context, False
 
     @property
     def started(self) -> bool:
@@ -51,7 +59,7 @@ class EMATeacher(ExponentialMovingAverage):
 
     @torch.no_grad()
     def forward(self, images: Tensor, patches: Tensor) -> tuple[Tensor, ...]:
-        """Stage outputs of the given patches alone, each with its own position.
+        """Stage outputs of the given patches, each with its own position.
 
         Args:
             images: Images (B, 3, H, W).
@@ -67,4 +75,18 @@ class EMATeacher(ExponentialMovingAverage):
                 'or call `model.teacher.update_parameters(model.backbone)` yourself after every '
                 'optimiser step'
             )
-        return self.module.forward_stages(images, patches)
+        if self.context == 'patches':
+            return self.module.forward_stages(images, patches)
+        p = self.module.patch_size
+        num_patches = (images.shape[2] // p) * (images.shape[3] // p)
+        everything = torch.arange(num_patches, device=images.device).expand(len(images), -1)
+        stages = self.module.forward_stages(images, everything)
+        return tuple(_take_patches(x, patches) for x in stages)
+
+
+def _take_patches(x: Tensor, patches: Tensor) -> Tensor:
+    """Of a stage of all patches (B, L * k, k, C) those at (B, N): (B, N * k, k, C)."""
+    b, _, k, c = x.shape
+    x = x.view(b, -1, k * k * c)
+    x = x.gather(1, patches.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return x.view(b, -1, k, c)

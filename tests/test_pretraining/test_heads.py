@@ -129,6 +129,16 @@ def test_scale_of_the_targets_does_not_matter():
         torch.testing.assert_close(second[name], loss, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_targets_as_they_are():
+    head, mask = build_mfm('visible', norm_targets=False), draw_mask()
+    tokens, levels, targets = draw_mfm(mask, mask.keep)
+    losses = head.loss(tokens, levels, mask, targets)
+    for stride, target in zip(SIDES, targets):
+        error = (head.projs[f'p{stride}'](levels[stride]) - target).square().mean()
+        torch.testing.assert_close(losses[f'loss_mfm_p{stride}'], 0.3 * error)
+
+
 @pytest.mark.parametrize('positions', ['masked', 'visible'])
 def test_what_the_feature_losses_train(positions):
     head, mask = build_mfm(positions), draw_mask()

@@ -79,6 +79,25 @@ def test_targets_are_the_stages_of_the_given_patches_alone():
         torch.testing.assert_close(found, expected)
 
 
+def test_targets_of_a_teacher_that_sees_the_whole_image():
+    backbone = build_backbone().eval()
+    teacher = EMATeacher(backbone, context='image')
+    teacher.update_parameters(backbone)
+    images, patches = torch.randn(2, 3, 48, 80), torch.tensor([[3, 1, 14], [0, 7, 2]])
+    maps = backbone.forward_stages(images)  # grid of 3 x 5 patches
+    for side, found, expected in zip((4, 2, 1), teacher(images, patches), maps):
+        for b in range(2):
+            for place, index in enumerate(patches[b].tolist()):
+                row, col = index // 5 * side, index % 5 * side
+                torch.testing.assert_close(
+                    found[b, place * side : (place + 1) * side],
+                    expected[b, row : row + side, col : col + side],
+                )
+    alone = EMATeacher(backbone)
+    alone.update_parameters(backbone)
+    assert not torch.allclose(teacher(images, patches)[2], alone(images, patches)[2])
+
+
 def test_state_is_saved_and_restored():
     backbone = build_backbone()
     teacher = EMATeacher(backbone, MOMENTUM)
@@ -113,3 +132,8 @@ def test_bad_momentum(momentum):
     message = r'`momentum` of EMATeacher must be in \(0, 1\), but got'
     with pytest.raises(ValueError, match=message):
         EMATeacher(build_backbone(), momentum)
+
+
+def test_bad_context():
+    with pytest.raises(ValueError, match=r"`context` of EMATeacher must be 'patches' or 'image'"):
+        EMATeacher(build_backbone(), context='whole')
