@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 from .steps import ROOT, StepError, clock
@@ -14,13 +15,38 @@ from .steps import ROOT, StepError, clock
 # What a command prints at the start of a line when it begins a task and when that is complete.
 BEGIN, DONE = 'task begins: ', 'task done: '
 STATUS_SECONDS = 10
-# mmengine's line of a training that counts iterations.
-ITERATION = re.compile(r'Iter\(train\) \[ *(\d+)/(\d+)\]')
+# mmengine's lines of a training that counts iterations, or of a test; and of one that counts epochs.
+ITERATION = re.compile(r'(?:Iter\(train\)|(?:Epoch|Iter)\(test\)) +\[ *(\d+)/(\d+)\]')
+EPOCH = re.compile(r'Epoch\(train\) +\[(\d+)\]\[.* eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)')
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+@dataclass
+class Running:
+    """A task: its name, when it began, what share of it is done, and how that is shown."""
+
+    task: str
+    began: float
+    share: float = 0.0
+    at: str = ''
+
+    def take(self, line: str) -> bool:
+        """Whether a line of a training's output says how far it is; notes it."""
+        if iteration := ITERATION.search(line):
+            number, total = int(iteration[1]), int(iteration[2])
+            self.share, self.at = number / total, f'{number}/{total}'
+        elif epoch := EPOCH.search(line):
+            days, hours, minutes, seconds = (int(group or 0) for group in epoch.groups()[1:])
+            left = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+            elapsed = time.monotonic() - self.began
+            self.share, self.at = elapsed / (elapsed + left + 1e-6), f'epoch {epoch[1]}'
+        else:
+            return False
+        return True
 
 
 class Progress:
@@ -31,41 +57,56 @@ class Progress:
     """
 
     def __init__(self, costs: Mapping[str, float]) -> None:
-        self.costs, self.number = costs, 0
+        self.costs, self.finished = dict(costs), set()
         # Costs of what was done, and of what was complete before and says nothing about the speed.
         self.done = self.skipped = 0.0
-        # By command: its task, how far that is, and the iterations as they are shown.
-        self.running: dict[str, tuple[str, float, str]] = {}
+        self.running: dict[str, Running] = {}  # by command
         self.lock = threading.Lock()
         self.start = self.shown = time.monotonic()
 
     def line(self, command: str, line: str) -> None:
         """Take a line of a command's output."""
         with self.lock:
-            iteration = ITERATION.search(line)
             if line.startswith(BEGIN):
-                self.running[command] = (line.removeprefix(BEGIN).strip(), 0.0, '')
+                task = line.removeprefix(BEGIN).strip()
+                self.running[command] = Running(task, time.monotonic())
             elif line.startswith(DONE):
                 self.running.pop(command, None)
                 self.finish(*line.removeprefix(DONE).strip().split(': ', 1))
-            elif iteration and command in self.running:
-                number, total = int(iteration[1]), int(iteration[2])
-                task = self.running[command][0]
-                self.running[command] = (task, number / total, f'{number}/{total}')
-                if time.monotonic() - self.shown > STATUS_SECONDS:
-                    self.show(', '.join(f'{task} {at}' for task, _, at in self.running.values()))
+            elif (
+                command in self.running
+                and self.running[command].take(line)
+                and time.monotonic() - self.shown > STATUS_SECONDS
+            ):
+                running = self.running.values()
+                self.show(', '.join(f'{one.task} {one.at}' for one in running))
 
     def finish(self, name: str, said: str) -> None:
         """Note that a task is complete."""
-        self.number += 1
+        self.finished.add(name)
         self.done += self.costs[name]
         if said == 'complete':
             self.skipped += self.costs[name]
         self.show(f'{name}: {said}')
 
+    def drop(self, prefix: str) -> None:
+        """Forget the tasks that begin so and are not complete: nobody will run them."""
+        with self.lock:
+            self.costs = {
+                name: cost
+                for name, cost in self.costs.items()
+                if name in self.finished or not name.startswith(prefix)
+            }
+            self.running = {
+                command: one
+                for command, one in self.running.items()
+                if not one.task.startswith(prefix)
+            }
+
     def left(self) -> float | None:
         """Seconds that are left, if all goes on as it went; None at the beginning."""
-        done = self.done + sum(self.costs[task] * at for task, at, _ in self.running.values())
+        running = sum(self.costs[one.task] * one.share for one in self.running.values())
+        done = self.done + running
         if done <= self.skipped:
             return None
         elapsed = time.monotonic() - self.start
@@ -76,7 +117,8 @@ class Progress:
         self.shown, left = time.monotonic(), self.left()
         eta = '-:--:--' if left is None else clock(left)
         elapsed = clock(self.shown - self.start)
-        print(f'   [{self.number:2}/{len(self.costs)}  {elapsed}  eta {eta}] {said}', flush=True)
+        number = f'{len(self.finished):2}/{len(self.costs)}'
+        print(f'   [{number}  {elapsed}  eta {eta}] {said}', flush=True)
 
 
 def run_parallel(
@@ -93,8 +135,7 @@ def run_parallel(
     Raises:
         StepError: A command failed; the message names its log and quotes its last lines.
     """
-    logs.mkdir(parents=True, exist_ok=True)
-    group = _Group(logs, progress)
+    group = Group(logs, progress)
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(group.execute, *item) for item in commands.items()]
         try:
@@ -105,8 +146,13 @@ def run_parallel(
             raise
 
 
-class _Group:
-    """Commands that stop together."""
+class Group:
+    """Commands that stop together.
+
+    Args:
+        logs: Folder of the logs.
+        progress: Gets the name of a command and every line of its output.
+    """
 
     def __init__(self, logs: Path, progress: Progress) -> None:
         self.logs, self.progress = logs, progress
@@ -117,6 +163,7 @@ class _Group:
         """Run a command to its end, unless the group was stopped. Raises StepError."""
         if self.stopped.is_set():
             return
+        self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f'{name}.log'
         process = subprocess.Popen(
             command,
