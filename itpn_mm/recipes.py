@@ -18,6 +18,8 @@ from .acceleration import SETTINGS
 from .backbones import FastiTPN, HiViT
 from .backbones.arguments import parse_arch
 
+__all__ = ['layer_wise_adamw', 'swap_in']
+
 BACKBONES = dict(hivit=HiViT, fastitpn=FastiTPN)
 # Rates of layer decay by size. Those of base and large are the authors' in detection.
 DECAY_RATES = dict(tiny=0.80, small=0.85, base=0.90, large=0.95)

@@ -18,10 +18,8 @@ from itpn_mm.layers import (
     DecomposedRelativePosition,
     DecoupledRelativePositionBias,
     RelativePositionBias,
-    resize_decoupled_table,
-    resize_rel_pos_1d,
-    resize_rel_pos_table,
 )
+from itpn_mm.layers.position import resize_decoupled_table, resize_rel_pos_1d, resize_rel_pos_table
 
 CLS_TO_PATCH, PATCH_TO_CLS, CLS_TO_CLS = -3, -2, -1  # rows of a table with a class token
 CROSS_WINDOWS = 16  # windows along a side for which the table of gathering tokens is made

@@ -23,9 +23,10 @@ if find_spec('itpn_mm') is None:  # a clone that is not installed
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from itpn_mm.engine import check_model_fits, load_trained
-from itpn_mm.export import PARTS, export_model
+from itpn_mm.export import export_model
 from itpn_mm.export.files import check_path
 from itpn_mm.export.ops import OPSET
+from itpn_mm.export.parts import PARTS
 from itpn_mm.hosts import describe_distributions, is_installed
 from itpn_mm.launch import read_config
 

@@ -7,16 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from itpn_mm.backbones.hivit import HiViT
-from itpn_mm.layers import (
-    LayerScale,
-    RelativePositionBias,
-    TokenGrid,
-    TokenWindows,
-    WindowGrid,
-    choose_leaving,
-    restore_tokens,
-    take_tokens,
-)
+from itpn_mm.layers import LayerScale, RelativePositionBias, TokenGrid
+from itpn_mm.layers.migration import choose_leaving, restore_tokens, take_tokens
+from itpn_mm.layers.windows import TokenWindows, WindowGrid
 
 from .arguments import check_arguments
 from .schedule import MigrationSchedule, parse_layers

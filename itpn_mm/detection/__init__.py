@@ -1,6 +1,6 @@
 """Parts of detectors; needs mmdet."""
 
-from .dino import DINO, QueryPositionHead
+from .dino import DINO
 from .maskdino import MaskDINO, MaskDINOFusionHead, MaskDINOHead
 
-__all__ = ['DINO', 'MaskDINO', 'MaskDINOFusionHead', 'MaskDINOHead', 'QueryPositionHead']
+__all__ = ['DINO', 'MaskDINO', 'MaskDINOFusionHead', 'MaskDINOHead']

@@ -11,15 +11,10 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from torch import Tensor, nn
 
-from ..checkpoint import (
-    LoadReport,
-    PretrainedModule,
-    RemapReport,
-    read_file,
-    remap,
-    resize_positions,
-)
+from ..checkpoint import LoadReport, PretrainedModule, RemapReport, remap
 from ..checkpoint.architecture import explain_mismatch, take_prefix
+from ..checkpoint.hooks import resize_positions
+from ..checkpoint.io import read_file
 from ..checkpoint.io import unwrap as take_state
 from ..checkpoint.maskdino import HEAD_PARTS, rename_head
 from ..checkpoint.pretrained import check_share, copy_shared_table, why_optional

@@ -2,10 +2,11 @@
 
 from .cached_teacher import CachedTeacher
 from .clip_teacher import CLIPTeacher
-from .decoder import LevelSum, MIMDecoder
+from .decoder import LevelReader, LevelSum, MIMDecoder
 from .distill import iTPNDistill
 from .distill_heads import AuxiliaryHead, CLIPDistillHead
 from .feature_teacher import FeatureTeacher
+from .frozen_teacher import FrozenTeacher
 from .heads import MFMHead, PixelReconstructionHead
 from .itpn import iTPN
 from .masking import PatchMask, RandomMasking
@@ -18,6 +19,8 @@ __all__ = [
     'CachedTeacher',
     'EMATeacher',
     'FeatureTeacher',
+    'FrozenTeacher',
+    'LevelReader',
     'LevelSum',
     'MFMHead',
     'MIMDecoder',

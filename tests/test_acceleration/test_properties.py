@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itpn_mm.acceleration import Acceleration, TokenMigration, trace_migration
+from itpn_mm.acceleration import TokenMigration, trace_migration
+from itpn_mm.acceleration.acceleration import Acceleration
 from itpn_mm.necks import TransformerPyramidNeck
 from tests.checklist import note_difference
 from tests.slow_acceleration import cut, schedule_layers, tokens_left

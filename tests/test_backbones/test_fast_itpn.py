@@ -11,7 +11,8 @@ from mmengine.registry import MODELS as ROOT
 from torch import nn
 
 from itpn_mm.backbones import FastiTPN, HiViT
-from itpn_mm.layers import Mlp, QKVLinear, SwiGLU
+from itpn_mm.layers import Mlp, SwiGLU
+from itpn_mm.layers.attention import QKVLinear
 from tests.checklist import note_difference
 
 from .test_hivit_masked import draw, patches_of

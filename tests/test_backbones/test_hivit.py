@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from itpn_mm.backbones import HiViT
-from itpn_mm.layers import DropPath, resize_pos_embed, sincos_pos_embed
+from itpn_mm.layers import resize_pos_embed, sincos_pos_embed
+from itpn_mm.layers.block import DropPath
 from itpn_mm.necks import TransformerPyramidNeck
 from tests.checklist import note_difference
 

@@ -3,8 +3,7 @@ import re
 import pytest
 import torch
 
-from itpn_mm.checkpoint import inspect
-from itpn_mm.checkpoint.architecture import explain_mismatch
+from itpn_mm.checkpoint.architecture import explain_mismatch, inspect
 
 from .models import backbone, fast_backbone, neck, state_of
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from itpn_mm.backbones import FastiTPN, HiViT
-from itpn_mm.checkpoint import config_text, remap
-from itpn_mm.checkpoint.snippet import task_of
+from itpn_mm.checkpoint import remap
+from itpn_mm.checkpoint.snippet import config_text, task_of
 from itpn_mm.registry import MODELS
 from tests.golden import INDEX, under
 

@@ -12,7 +12,7 @@ pytest.importorskip('mmdet')
 from mmdet.models.layers.transformer.utils import coordinate_to_encoding
 from mmengine.config import Config
 
-from itpn_mm.detection import QueryPositionHead
+from itpn_mm.detection.dino import QueryPositionHead
 from itpn_mm.registry import MODELS
 
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from itpn_mm.acceleration.settings import SETTINGS
-from itpn_mm.export import Exported, ExportPart, export_model, graph, save_onnx, save_program
-from itpn_mm.export.program import trace
+from itpn_mm.export import Exported, ExportPart, export_model, graph
+from itpn_mm.export.onnx_file import save_onnx
+from itpn_mm.export.program import save_program, trace
 from itpn_mm.necks import TransformerPyramidNeck
 
 from ..test_acceleration.models import PATCH, FastiTPN, HiViT, accelerated, plain, randomise

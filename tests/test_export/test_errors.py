@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from itpn_mm.export import ExportPart, export_model, files, onnx_file, save_onnx, trace
+from itpn_mm.export import ExportPart, export_model, files, onnx_file
+from itpn_mm.export.onnx_file import save_onnx
+from itpn_mm.export.program import trace
 from itpn_mm.necks import TransformerPyramidNeck
 
 from ..test_acceleration.models import plain

@@ -5,15 +5,8 @@ import re
 import pytest
 import torch
 
-from itpn_mm.layers import (
-    DecomposedRelativePosition,
-    TokenGrid,
-    resize_decoupled_table,
-    resize_pos_embed,
-    resize_rel_pos_1d,
-    resize_rel_pos_table,
-    sincos_pos_embed,
-)
+from itpn_mm.layers import DecomposedRelativePosition, TokenGrid, resize_pos_embed, sincos_pos_embed
+from itpn_mm.layers.position import resize_decoupled_table, resize_rel_pos_1d, resize_rel_pos_table
 from tests.golden import DTYPES, INDEX, assert_matches, load, resample_as_masked
 
 RUNTIME = 'i1_pos_embed_runtime'

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from itpn_mm.layers import AttentionBlock, DropPath, LayerScale, Mlp, MlpBlock
+from itpn_mm.layers import AttentionBlock, LayerScale, Mlp, MlpBlock
+from itpn_mm.layers.block import DropPath
 
 
 def test_drop_path_is_off_in_evaluation_and_at_rate_0():

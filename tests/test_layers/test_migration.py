@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itpn_mm.layers import choose_leaving, restore_tokens, take_tokens
+from itpn_mm.layers.migration import choose_leaving, restore_tokens, take_tokens
 
 pytestmark = pytest.mark.checklist('migration')
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from itpn_mm.layers import Mlp, PatchMerge, QKVLinear, SwiGLU
+from itpn_mm.layers import Mlp, PatchMerge, SwiGLU
+from itpn_mm.layers.attention import QKVLinear
 
 
 @pytest.mark.parametrize('sub_norm', [False, True])

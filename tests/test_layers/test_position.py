@@ -11,10 +11,9 @@ from itpn_mm.layers import (
     RelativePositionBias,
     TokenGrid,
     resize_pos_embed,
-    resize_rel_pos_1d,
-    resize_rel_pos_table,
     sincos_pos_embed,
 )
+from itpn_mm.layers.position import resize_rel_pos_1d, resize_rel_pos_table
 
 SIDES = st.integers(1, 24)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itpn_mm.layers import TokenWindows, WindowGrid, attend
+from itpn_mm.layers.windows import TokenWindows, WindowGrid, attend
 from tests.checklist import note_difference
 from tests.slow_acceleration import cut
 
