@@ -143,7 +143,7 @@ from importlib.metadata import PackageNotFoundError, version
 def read(path):
     lines = (line.split('#')[0].strip() for line in open(path))
     pairs = (line.partition('==') for line in lines if line)
-    names = ((re.split('[<>=!~]', name)[0], pin) for name, _, pin in pairs)
+    names = ((re.split(r'[\[<>=!~]', name)[0], pin) for name, _, pin in pairs)
     return {re.sub('[-_.]+', '-', name).lower(): pin for name, pin in names}
 
 
