@@ -131,8 +131,9 @@ def test_command_line(folder, capsys):
     state = {f'backbone.{key}': tensor for key, tensor in backbone.state_dict().items()}
     torch.save(dict(state_dict=state), folder / 'a.pth')
     Image.open('pictures/a.png').save('a.tif')
+    Image.open('pictures/b.jpg').save('b.tif')
     config = write_config(folder, BACKBONE)
-    arguments = ['pictures', 'a.*if', 'pictures/b.jpg', '--config', config]
+    arguments = ['pictures', 'a.*if', 'b.tif', 'pictures/b.jpg', '--config', config]
     arguments += ['--checkpoint', 'a.pth', '--ratio', '0.5', '--window-size', '3', '--out', 'x/y']
     assert tool.main([*arguments, '--schedule-every', '2', '--size', '128']) == 0
     names = ['a-2_tokens.png', 'a_tokens.png', 'b-2_tokens.png', 'b_tokens.png']
@@ -169,34 +170,39 @@ def test_config_that_accelerates(folder, capsys):
 def test_bad_pictures_are_skipped(folder, capsys):
     (folder / 'pictures' / 'c.png').write_text('no picture')
     Image.new('RGB', (300, 8)).save('pictures/d.png')
-    status = tool.main(['pictures', '--config', write_config(folder, WRAPPED)])
+    status = tool.main(['pictures', 'no.png', '--config', write_config(folder, WRAPPED)])
     printed = capsys.readouterr()
     assert status == 1
     assert 'pictures/c.png: skipped, cannot be read as a picture' in printed.err
-    assert len(printed.err.splitlines()) == 1  # the flat one is padded to patches by the model
+    assert 'no.png: skipped, cannot be read as a picture ([Errno 2]' in printed.err
+    assert len(printed.err.splitlines()) == 2  # the flat one is padded to patches by the model
     assert printed.out.count('wrote') == 3
 
 
 def test_kinds_of_pictures(folder):
     """Grey, with transparency, with a palette, turned by EXIF; large ones are shrunk."""
+
+    def read(path: Path, size: int | None = None) -> np.ndarray:
+        return tool.resize(tool.open_picture(path), size, tool.LONG_SIDE)
+
     for mode in ('L', 'RGBA', 'P', 'CMYK'):
         Image.new(mode, (20, 40)).save(path := folder / f'{mode}.tif')
-        assert tool.read_picture(path, None).shape == (40, 20, 3)
+        assert read(path).shape == (40, 20, 3)
     exif = Image.Exif()
     exif[274] = 6  # turned by a quarter
     Image.new('RGB', (20, 40)).save(path := folder / 'turned.jpg', exif=exif)
-    assert tool.read_picture(path, None).shape == (20, 40, 3)
+    assert read(path).shape == (20, 40, 3)
     Image.new('RGB', (2 * tool.LONG_SIDE, 50)).save(path := folder / 'large.png')
-    assert tool.read_picture(path, None).shape == (25, tool.LONG_SIDE, 3)
-    assert tool.read_picture(path, 3000).shape[1] == 3000
-    assert tool.read_picture(path, 10).shape == (1, 10, 3)
+    assert read(path).shape == (25, tool.LONG_SIDE, 3)
+    assert read(path, 3000).shape[1] == 3000
+    assert read(path, 10).shape == (1, 10, 3)
 
 
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (['no.png', '--arch', 'hivit-tiny'], r'no\.png: no such picture'),
-        (['*.gif', '--arch', 'hivit-tiny'], r'\*\.gif: no such picture'),
+        (['*.gif', '--arch', 'hivit-tiny'], r'\*\.gif: no file matches'),
+        (['pictures', '--out', 'pictures', '--arch', 'hivit-tiny'], 'take another folder'),
         (['pictures', '--config', 'config.py'], r'give `--ratio`, for example'),
         (['pictures', '--config', 'config.py', '--setting', 'windows'], r'no token leaves'),
         (['pictures', '--config', 'config.py', '--ratio', '1'], r'`ratio` must be .* got 1\.0'),

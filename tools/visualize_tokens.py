@@ -11,7 +11,6 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -25,13 +24,17 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from mmengine.config import Config
-from mmengine.model import ImgDataPreprocessor
-from mmengine.registry import MODELS, init_default_scope
-from PIL import Image, ImageOps
+from mmengine.registry import MODELS
 from torch import nn
 
 if find_spec('itpn_mm') is None:  # a clone that is not installed
     sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from inspection.attention import grid_of, window_edges
+from inspection.models import build_preprocessor, find_parts
+from inspection.panels import WINDOW
+from inspection.pictures import open_picture, prepare, resize
+from prediction.pictures import find_pictures, name_results
 
 from itpn_mm.acceleration import trace_migration
 from itpn_mm.acceleration.settings import SETTINGS
@@ -44,11 +47,10 @@ ARCHS = {
     for size in cls.arch_zoo
 }
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 LONG_SIDE = 1333  # pixels; larger pictures are shrunk unless `--size` says more
 STEPS = 7  # most panels beside the picture
 NARROWEST, WIDTH = 8.0, 13.0  # inches
-STAYING, BORDER = '#4a5560', '#19d3f3'  # colours of what stays and of windows
+STAYING = '#4a5560'  # colour of what stays
 PADDING = 225
 
 
@@ -107,46 +109,7 @@ def load(
     backbone = MODELS.build(dict(type='itpn_mm.TokenMigration', backbone=model, **arguments))
     if checkpoint is not None:
         load_pretrained(backbone, checkpoint)
-    # The packages' own classes differ in what else they take and return.
-    common = {k: preprocessor[k] for k in ('mean', 'std', 'pad_size_divisor') if k in preprocessor}
-    rgb = preprocessor.get('bgr_to_rgb', preprocessor.get('to_rgb', False))
-    return backbone.eval(), ImgDataPreprocessor(**common, bgr_to_rgb=rgb)
-
-
-def find_pictures(paths: Sequence[str]) -> list[Path]:
-    """Files that paths, folders and patterns stand for.
-
-    Raises:
-        FileNotFoundError: One of them has no picture.
-    """
-    found = []
-    for path in paths:
-        if Path(path).is_dir():
-            files = [p for p in sorted(Path(path).iterdir()) if p.suffix.lower() in SUFFIXES]
-        else:
-            files = [Path(path)] if Path(path).is_file() else sorted(map(Path, glob(path)))
-        if not files:
-            raise FileNotFoundError(f'{path}: no such picture')
-        found += files
-    return found
-
-
-def read_picture(path: Path, size: int | None) -> np.ndarray:
-    """Read a picture, its long side resized to `size`: (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: The file is not a picture.
-    """
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert('RGB')
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f'cannot be read as a picture ({error})') from error
-    scale = (size or min(LONG_SIDE, max(picture.size))) / max(picture.size)
-    if scale != 1:
-        sides = [max(round(scale * side), 1) for side in picture.size]
-        picture = picture.resize(sides, Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+    return backbone.eval(), build_preprocessor(preprocessor)
 
 
 @torch.no_grad()
@@ -156,10 +119,9 @@ def trace(backbone: nn.Module, preprocessor: nn.Module, picture: np.ndarray, nam
     Raises:
         ValueError: The picture is smaller than a patch.
     """
-    bgr = torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1)[None]
-    images = preprocessor({'inputs': bgr})['inputs']
+    images = prepare(preprocessor, picture)
     patch, size = backbone.patch_size, backbone.acceleration.window_size
-    grid = tuple(-(-side // patch) for side in images.shape[2:])
+    grid = grid_of(backbone, images)
     left = torch.full((grid[0] * grid[1],), -1)
     for departure in trace_migration(backbone, images):
         left[departure.ids[0]] = departure.layer
@@ -169,15 +131,9 @@ def trace(backbone: nn.Module, preprocessor: nn.Module, picture: np.ndarray, nam
         name,
         padded,
         left.view(grid).numpy(),
-        tuple(_edges(length, size) for length in grid),
+        tuple(window_edges(length, size) for length in grid),
         backbone.acceleration.tokens_per_layer(*grid),
     )
-
-
-def _edges(length: int, size: int) -> list[int]:
-    """Where windows of at most `size` tokens begin along a side, and its end."""
-    count = -(-length // size)
-    return [i * length // count for i in range(count + 1)]
 
 
 def draw(item: Trace, notes: str = '') -> Figure:
@@ -245,7 +201,7 @@ def _show(axes: Axes, item: Trace, picture: np.ndarray, title: str) -> None:
     patch = item.picture.shape[0] // item.left.shape[0]
     for edges, line in zip(item.edges, (axes.axhline, axes.axvline), strict=True):
         for edge in edges[1:-1]:
-            line(edge * patch - 0.5, color=BORDER, linewidth=1.4)
+            line(edge * patch - 0.5, color=WINDOW, linewidth=1.4)
 
 
 def _add_colour_bar(
@@ -284,17 +240,6 @@ def _plot(axes: Axes, item: Trace, colours: dict[int, np.ndarray]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(-0.6, len(x) - 0.4)
     axes.spines[['top', 'right']].set_visible(False)
-
-
-def targets(files: Sequence[Path], out: Path) -> list[Path]:
-    """A PNG for each file; files of one name in several folders are numbered."""
-    names: dict[str, int] = {}
-    found = []
-    for file in files:
-        names[file.stem] = names.get(file.stem, 0) + 1
-        number = f'-{names[file.stem]}' if names[file.stem] > 1 else ''
-        found.append(out / f'{file.stem}{number}_tokens.png')
-    return found
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -355,15 +300,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; the exit status, 1 if a picture was skipped."""
     args = parse_args(arguments)
     try:
-        files = find_pictures(args.images)
+        files = find_pictures(args.images, args.out)
         model, preprocessor = ARCHS.get(args.arch), IMAGENET
         if args.config:
-            cfg = Config.fromfile(args.config)
-            init_default_scope(cfg.get('default_scope') or 'mmengine')
-            model = cfg.get('model', {}).get('backbone')
-            if model is None:
-                raise ValueError(f'{args.config}: has no `model.backbone`')
-            preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor', {})
+            parts = find_parts(Config.fromfile(args.config))
+            model, preprocessor = parts.backbone, parts.preprocessor
         backbone, preprocessor = load(
             model, preprocessor, args.checkpoint, args.setting, **args.changes
         )
@@ -372,10 +313,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.exit(f'visualize_tokens.py: {error}')
     notes = '' if args.checkpoint else '(random weights)'
     skipped = 0
-    for i, (file, target) in enumerate(zip(files, targets(files, args.out), strict=True)):
+    for i, (file, name) in enumerate(zip(files, name_results(files), strict=True)):
+        target = args.out / f'{name}_tokens.png'
         start = f'[{i + 1}/{len(files)}] {file}'
         try:
-            item = trace(backbone, preprocessor, read_picture(file, args.size), file.name)
+            item = trace(
+                backbone, preprocessor, resize(open_picture(file), args.size, LONG_SIDE), file.name
+            )
         except ValueError as error:
             print(f'{start}: skipped, {error}', file=sys.stderr)
             skipped += 1

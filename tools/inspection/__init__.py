@@ -1,0 +1,1 @@
+"""Parts of tools/visualize_attention.py and tools/visualize_tokens.py."""
