@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip('mmpretrain')
 
-from itpn_mm.checkpoint.storage import newest_good
+from itpn_mm.checkpoint.resume import newest_good
 
 from .test_resume.runs import config, differences
 

@@ -157,7 +157,7 @@ def convert_checkpoint(path: Path) -> None:
 
 
 def resume(path: Path) -> None:
-    from itpn_mm.checkpoint.storage import check_file
+    from itpn_mm.checkpoint.resume import check_file
 
     check_file(path)
 

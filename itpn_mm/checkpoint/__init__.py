@@ -1,10 +1,10 @@
 """Checkpoints: read safely, brought into one layout of names, resized, loaded with a report."""
 
 from .convert import Checkpoint, open_checkpoint
-from .io import LoadReport, read_checkpoint
+from .io import read_checkpoint
 from .pretrained import PretrainedModule, load_pretrained
 from .remap import remap
-from .report import RemapReport
+from .report import LoadReport, RemapReport
 
 __all__ = [
     'Checkpoint',

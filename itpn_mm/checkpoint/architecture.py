@@ -1,8 +1,8 @@
-"""What a state dict in our layout says about its model, and how that differs from another."""
+"""What a state dict in our layout says about its model."""
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,13 +11,15 @@ from itpn_mm.layers.position import NUM_CLS_ROWS
 
 State = Mapping[str, Tensor]
 
+# The tensors do not tell it; it is that of every released model with layer scale.
+LAYER_SCALE = 0.1
+
 
 def inspect(state: State) -> dict[str, dict[str, Any] | None]:
-    """Read widths, depths and options of backbone and pyramid off the tensors of a state dict in
-    our layout.
+    """Read widths, depths and options of backbone and pyramid off the tensors of a state dict.
 
     Args:
-        state: State dict with names ``backbone.*`` and ``neck.*`` (see
+        state: State dict in our layout, with names ``backbone.*`` and ``neck.*`` (see
             :func:`itpn_mm.checkpoint.remap`).
 
     Returns:
@@ -50,7 +52,7 @@ def inspect_backbone(state: State) -> dict[str, Any]:
         positions; ``None`` if there are none, or no square) and ``acceleration`` (arguments of a
         TokenMigration as far as its parameters tell; ``None`` if there are none).
     """
-    stages = [_count(state, rf'stages\.{i}') for i in range(3)]
+    stages = [count_entries(state, rf'stages\.{i}') for i in range(3)]
     proj = state.get('patch_embed.proj.weight')
     if proj is None or not all(stages):
         return {}
@@ -98,30 +100,18 @@ def inspect_neck(state: State) -> dict[str, Any]:
         ``in_channels`` and ``depth`` by stride, and ``levels``, the strides of the levels that are
         there.
     """
-    levels = sorted(
-        {
-            int(m[1])
-            for m in map(re.compile(r'outputs\.p(\d+)\.norm2\.weight').fullmatch, state)
-            if m
-        }
-    )
+    levels = strides_of(state, r'outputs\.p(\d+)\.norm2\.weight')
     if not levels:
         return {}
-    splits = sorted(
-        {
-            int(m[1])
-            for m in map(re.compile(r'splits\.p(\d+)\.expand\.weight').fullmatch, state)
-            if m
-        }
-    )
-    laterals = (re.fullmatch(r'laterals\.p(\d+)\.weight', name) for name in state)
-    in_channels = {int(m[1]): state[m[0]].shape[1] for m in laterals if m}
+    splits = strides_of(state, r'splits\.p(\d+)\.expand\.weight')
+    laterals = strides_of(state, r'laterals\.p(\d+)\.weight')
+    in_channels = {stride: state[f'laterals.p{stride}.weight'].shape[1] for stride in laterals}
     if splits:  # the topmost splitting reads the backbone's last map
         in_channels[2 * splits[-1]] = state[f'splits.p{splits[-1]}.norm.weight'].shape[0]
     return dict(
         out_channels=state[f'outputs.p{levels[0]}.norm2.weight'].shape[0],
         in_channels=dict(sorted(in_channels.items())),
-        depth={stride: _count(state, rf'blocks\.p{stride}') for stride in splits},
+        depth={stride: count_entries(state, rf'blocks\.p{stride}') for stride in splits},
         mlp_ratio=_mlp_ratio(state, r'outputs\.p\d+'),
         bias=any(f'splits.p{stride}.expand.bias' in state for stride in splits) if splits else None,
         levels=tuple(levels),
@@ -134,9 +124,28 @@ def square_grid(length: int) -> tuple[int, int] | None:
     return (side, side) if side * side == length else None
 
 
-def _count(state: State, parent: str) -> int:
+def square_window(rows: int) -> int | None:
+    """Side n of the square window whose joint relative position table has so many rows.
+
+    These are (2n - 1)^2, without those of a class token; ``None`` if no window has so many.
+    """
+    grid = square_grid(max(rows, 0))
+    return (grid[0] + 1) // 2 if grid is not None and grid[0] % 2 else None
+
+
+def count_entries(state: State, parent: str) -> int:
     """Number of entries of the module list ``parent`` (a pattern)."""
     return len({m[1] for m in map(re.compile(rf'{parent}\.(\d+)\..+').fullmatch, state) if m})
+
+
+def strides_of(state: State, name: str) -> list[int]:
+    """Strides that stand in the names that fit a pattern with one group for them, rising."""
+    return sorted({int(m[1]) for m in map(re.compile(name).fullmatch, state) if m})
+
+
+def flatten(values: list[int]) -> int | tuple[int, ...]:
+    """One number if all are equal, else a tuple of them."""
+    return values[0] if len(set(values)) == 1 else tuple(values)
 
 
 def _mlp_ratio(state: State, block: str) -> float | None:
@@ -163,8 +172,8 @@ def _grid(
         return None if pos is None else square_grid(pos.shape[1] - cls_token)
     differences = table.shape[0] - (NUM_CLS_ROWS if cls_token else 0)
     if kind in ('block', 'shared'):
-        square = square_grid(differences)  # 2 n - 1 differences in either direction
-        return None if square is None else ((square[0] + 1) // 2,) * 2
+        window = square_window(differences)
+        return None if window is None else (window, window)
     return ((differences + 1) // 2,) * 2
 
 
@@ -192,95 +201,6 @@ def _acceleration(state: State, depth: int) -> dict[str, Any] | None:
         found['global_layers'] = tuple(i for i in range(depth) if i not in windowed)
     if 'rel_pos.table' in state:
         found['rel_pos_bias'] = 'all' if 'cross_rel_pos.table' in state else 'window'
-        if side := square_grid(state['rel_pos.table'].shape[0]):
-            found['window_size'] = (side[0] + 1) // 2
+        if window := square_window(state['rel_pos.table'].shape[0]):
+            found['window_size'] = window
     return found
-
-
-# What must agree between checkpoint and model, and the argument that sets it. The grid and the
-# relative position may differ: they are resized, or start anew.
-_ARCH = ('embed_dims', 'depths', 'num_heads')
-_SAME_ARGUMENTS = {
-    'backbone': (
-        'in_channels',
-        'patch_size',
-        'patch_norm',
-        'stem_mlp_ratio',
-        'mlp_ratio',
-        'qkv_bias',
-        'use_abs_pos_emb',
-        'sub_norm',
-        'swiglu',
-        'cls_token',
-    ),
-    'neck': ('in_channels', 'out_channels', 'depth', 'mlp_ratio', 'bias'),
-}
-_READERS: dict[str, Callable[[State], dict[str, Any]]] = {
-    'backbone': inspect_backbone,
-    'neck': inspect_neck,
-}
-
-
-def explain_mismatch(part: str, checkpoint: State, model: State, model_name: str) -> str | None:
-    """Say which arguments of a model do not fit a checkpoint.
-
-    Args:
-        part: ``'backbone'`` or ``'neck'``.
-        checkpoint: The part's tensors in the checkpoint, without prefix.
-        model: State dict of the model.
-        model_name: Its class, for the message.
-
-    Returns:
-        E.g. "has out_channels=512 but TransformerPyramidNeck was built with out_channels=256: set
-        neck.out_channels=512"; ``None`` if nothing that can be read off the tensors differs.
-    """
-    found, built = (_READERS[part](state) for state in (checkpoint, model))
-    if not found or not built:
-        return None
-    if found.get('type') != built.get('type'):
-        return (
-            f'is of a {found["type"]} but the model has a {model_name}: '
-            f"set {part}.type='itpn_mm.{found['type']}'"
-        )
-    has, given, remedy = [], [], []
-
-    def compare(name: str) -> bool:
-        a, b = _common(found[name], built[name])
-        if a is None or b is None or a == b:
-            return False
-        has.append(f'{name}={a}')
-        given.append(f'{name}={b}')
-        return True
-
-    if part == 'backbone':
-        arch = [f'{name}={found[name]}' for name in _ARCH if compare(name)]
-        if arch:
-            remedy.append(f'set backbone.arch to one with {", ".join(arch)}')
-        if compare('layer_scale'):
-            remedy.append(
-                f'set backbone.layer_scale_init_value={0.1 if found["layer_scale"] else None}'
-            )
-    for name in _SAME_ARGUMENTS[part]:
-        if compare(name):
-            remedy.append(f'set {part}.{name}={_common(found[name], built[name])[0]}')
-    if not remedy:
-        return None
-    return (
-        f'has {", ".join(has)} but {model_name} was built with {", ".join(given)}: '
-        f'{", ".join(remedy)}'
-    )
-
-
-def _common(a: Any, b: Any) -> tuple[Any, Any]:
-    """Two values to compare; those given by stride are cut down to the strides that both have."""
-    if not isinstance(a, dict):
-        return a, b
-    strides = sorted(a.keys() & b.keys())
-    if not strides:
-        return None, None
-    return tuple(flatten([values[stride] for stride in strides]) for values in (a, b))
-
-
-def flatten(values: list[int]) -> int | tuple[int, ...]:
-    """One number if all are equal, else a tuple of them."""
-    return values[0] if len(set(values)) == 1 else tuple(values)

@@ -15,9 +15,9 @@ from torch import Tensor
 from .io import is_half, read_checkpoint
 from .maskdino import READ_ONLY, head_part, rename_head
 from .maskdino_config import untold
+from .model_config import config_text, model_config, task_of
 from .remap import remap, with_parts
 from .report import RemapReport
-from .snippet import config_text, model_config, task_of
 
 PARTS = dict(all='', backbone='backbone.', pyramid='neck.')
 _ACCELERATION = 'backbone.acceleration.'
@@ -203,11 +203,11 @@ def convert(
             raise ValueError(f'{checkpoint.source}: {READ_ONLY}')
         state, report = remap(state, to='authors')
         report.raise_if_unexplained(checkpoint.source)
-    kind = torch.float16 if half else torch.float32
-    state = {
-        name: _own(tensor.to(kind) if is_half(tensor) or (half and _is_float(tensor)) else tensor)
-        for name, tensor in state.items()
-    }
+    if half:
+        state = {k: t.half() if t.is_floating_point() else t for k, t in state.items()}
+    else:
+        state = {k: t.float() if is_half(t) else t for k, t in state.items()}
+    state = {name: _own(tensor) for name, tensor in state.items()}
     target = Path(target)
     unfinished = target.with_name(f'{target.name}.part')  # an interrupted run leaves no half a file
     if (file_format or target.suffix.removeprefix('.')) == 'safetensors':
@@ -216,10 +216,6 @@ def convert(
         torch.save({'model' if to == 'authors' else 'state_dict': state}, unfinished)
     os.replace(unfinished, target)
     return len(state), report
-
-
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.is_floating_point()
 
 
 def _own(tensor: Tensor) -> Tensor:

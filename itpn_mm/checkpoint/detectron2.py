@@ -1,14 +1,12 @@
 """Backbones of detectron2's files, ResNet and Swin Transformer, with the names of OpenMMLab."""
 
 import re
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from .architecture import State
 from .report import RemapReport
-
-State = Mapping[str, Tensor]
 
 _BOTTLENECK = re.compile(
     r'(?:stem\.(?P<stem>conv1)|res(?P<stage>[2-5])\.(?P<block>\d+)\.'
@@ -74,7 +72,9 @@ def _name_in_swin(name: str) -> str | None:
 
 
 def _reorder(tensor: Tensor) -> Tensor:
-    """Inputs (..., 4C) of a merge of four tokens: their channels one token after the other, by
-    columns, become the tokens of one channel after the other, by rows.
+    """Inputs (..., 4C) of a merge of four tokens, in the order of mm.
+
+    The channels of one token after the other, the tokens by columns, become the tokens of one
+    channel after the other, the tokens by rows.
     """
     return tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].mT.flatten(-2)

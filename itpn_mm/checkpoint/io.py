@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running anything in them, and the report of a load."""
+"""Reading checkpoint files without running anything in them."""
 
 import logging
 import pickle
@@ -6,8 +6,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def read_checkpoint(
         checkpoint = merge_shards([read_file(file, trust=trust) for file in files], path)
     else:
         checkpoint = read_file(path, trust=trust)
-    state = unwrap(checkpoint, path, ema)
+    state = take_state(checkpoint, path, ema)
     if float32:
         state = {
             name: tensor.float() if is_half(tensor) else tensor for name, tensor in state.items()
@@ -152,7 +151,7 @@ def read_file(path: str | Path, *, trust: bool = False, resumable: bool = False)
     return _read_torch(path, head, trust, _RESUMABLE if resumable else _INERT)
 
 
-def unwrap(checkpoint: Any, source: object, ema: bool = False) -> dict[str, Tensor]:
+def take_state(checkpoint: Any, source: object, ema: bool = False) -> dict[str, Tensor]:
     """Take the state dict out of the containers that training scripts put around it.
 
     Args:
@@ -176,7 +175,7 @@ def unwrap(checkpoint: Any, source: object, ema: bool = False) -> dict[str, Tens
             raise ValueError(
                 f'{source}: holds no moving average of the weights (a key {EMA_CONTAINERS})'
             )
-        return unwrap(checkpoint[average], source)
+        return take_state(checkpoint[average], source)
     for key in CONTAINERS:
         if isinstance(checkpoint.get(key), Mapping):
             if average:
@@ -186,7 +185,7 @@ def unwrap(checkpoint: Any, source: object, ema: bool = False) -> dict[str, Tens
                     'current',
                     logging.INFO,
                 )
-            return unwrap(checkpoint[key], source)
+            return take_state(checkpoint[key], source)
     state = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
     if not state:
         raise ValueError(
@@ -225,13 +224,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path, head: bytes, trust: bool, inert: list[type]) -> Any:
-    is_zip = zipfile.is_zipfile(
-        path
-    )  # False for a truncated archive: its directory stands at the end
+    is_zip = zipfile.is_zipfile(path)  # not if it is truncated: the directory is at the end
     if head.startswith(b'PK') and not is_zip:
         raise ValueError(f'{path}: the file is truncated; fetch it again')
     if is_zip:
-        _check_sums(path)
+        _check_archive(path)
     if trust:
         print_log(
             f'{path}: TRUSTED, this file may run any code on this machine',
@@ -242,9 +239,7 @@ def _read_torch(path: Path, head: bytes, trust: bool, inert: list[type]) -> Any:
         with torch.serialization.safe_globals([] if trust else inert), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # about pickle protocols
             return torch.load(path, map_location='cpu', weights_only=not trust, mmap=is_zip)
-    except (
-        Exception
-    ) as error:  # torch and pickle raise many kinds, from EOFError to KeyError, for a damaged file
+    except Exception as error:  # of many kinds, from EOFError to KeyError, for a damaged file
         blocked = re.search(r'GLOBAL (\S+)', str(error))
         if isinstance(error, pickle.UnpicklingError) and blocked:
             raise ValueError(
@@ -258,7 +253,7 @@ def _read_torch(path: Path, head: bytes, trust: bool, inert: list[type]) -> Any:
         ) from error
 
 
-def _check_sums(path: Path) -> None:
+def _check_archive(path: Path) -> None:
     """Compare the archive with the check sums in it; torch, which maps the file, does not."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -276,53 +271,3 @@ def _first_line(error: Exception) -> str:
 def is_half(tensor: Tensor) -> bool:
     """Whether a tensor is of half precision."""
     return tensor.dtype in (torch.float16, torch.bfloat16)
-
-
-@dataclass
-class LoadReport:
-    """What became of the tensors of a checkpoint and of the parameters of a model.
-
-    Args:
-        model: The model, e.g. its class.
-        source: The checkpoint.
-        loaded: Names of the model that took their value from the checkpoint, the resized ones among
-            them.
-        resized: Names that were resized, with the shapes before and after.
-        missing: Names of the model that keep their initial value.
-        unexpected: Names of the checkpoint that the model does not know.
-        ignored: Names of the checkpoint left out on purpose, with the reason.
-        copied: Names of the checkpoint that several parameters took, with their number.
-        loaded_share: Share of the model's values that were loaded, 0 to 1.
-    """
-
-    model: str
-    source: str
-    loaded: list[str] = field(default_factory=list)
-    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    ignored: dict[str, str] = field(default_factory=dict)
-    copied: dict[str, int] = field(default_factory=dict)
-    loaded_share: float = 0.0
-
-    def __str__(self) -> str:
-        """One block for the log: a line each with count and the first names."""
-        resized = [f'{name} {old} -> {new}' for name, (old, new) in self.resized.items()]
-        lines = [
-            f'{self.model} loaded from {self.source}',
-            f'  loaded:     {len(self.loaded)} tensors, {self.loaded_share:.2%} of the values',
-            _line('resized', resized),
-            _line('missing', self.missing, ' (keep their initial values)'),
-            _line('unexpected', self.unexpected, ' (in the checkpoint, not in the model)'),
-            f'  ignored:    {len(self.ignored)} on purpose',
-        ]
-        lines += [f'  copied:     {name} to {n} blocks' for name, n in self.copied.items()]
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in self.ignored.items():
-            by_reason.setdefault(reason, []).append(name)
-        lines += [f'    {reason}: {shorten(names, 2)}' for reason, names in by_reason.items()]
-        return '\n'.join(lines)
-
-
-def _line(title: str, names: Sequence[str], note: str = '') -> str:
-    return f'  {title + ":":<12}{len(names)}' + (f'{note}: {shorten(names)}' if names else '')

@@ -12,11 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .architecture import State
 from .detectron2 import convert_backbone
 from .report import RemapReport, find_reason
 from .rules import SAME, Change, Rule, compile_template, fill_template
-
-State = Mapping[str, Tensor]
 
 HEAD_PARTS = ('panoptic_head', 'decode_head')  # of mmdet's detector, of mmseg's segmentor
 READ_ONLY = "a MaskDINO is not written with its authors' names, only read"
@@ -47,8 +46,10 @@ def head_part(state: State) -> str | None:
 def rename_head(
     state: State, report: RemapReport, part: str
 ) -> tuple[dict[str, Tensor], RemapReport]:
-    """Let a MaskDINO's head be another part: mmdet's is the `panoptic_head`, mmseg's the
-    `decode_head`, and either takes weights of one stage and of two.
+    """Let a MaskDINO's head be another part of the model.
+
+    mmdet's is the `panoptic_head`, mmseg's the `decode_head`; either takes weights of one stage and
+    of two.
 
     Args:
         state: In our layout.

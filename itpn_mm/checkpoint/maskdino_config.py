@@ -1,20 +1,14 @@
 """The config of a MaskDINO, read off its tensors."""
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from .architecture import State, count_entries, take_prefix
 
-from .architecture import take_prefix
-
-State = Mapping[str, Tensor]
 Config = dict[str, Any]
 
 PANOPTIC_CLASSES, THINGS = 133, 80  # of COCO; a file does not tell which classes are things
-_COLOURS = dict(
-    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True
-)  # of images
+# How images are normalised: as those of ImageNet.
+_COLOURS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 _RESNETS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
 
@@ -101,7 +95,7 @@ def maskdino_head(state: State) -> Config:
 def _transformer(state: State) -> Config:
     """Depth and width of the MLPs of a stack of layers."""
     return dict(
-        num_layers=len({name.split('.')[1] for name in state if name.startswith('layers.')}),
+        num_layers=count_entries(state, 'layers'),
         feedforward_channels=state['layers.0.ffn.layers.0.0.weight'].shape[0],
     )
 
@@ -109,7 +103,7 @@ def _transformer(state: State) -> Config:
 def host_backbone(state: State) -> Config | None:
     """Config of the ResNet or SwinTransformer of mmdet and mmseg that a state dict holds."""
     state = take_prefix(state, 'backbone.')
-    stages = tuple(_count(state, rf'layer{i}') for i in range(1, 5))
+    stages = tuple(count_entries(state, rf'layer{i}') for i in range(1, 5))
     if stages in _RESNETS and 'layer1.0.conv3.weight' in state:
         return dict(
             type='ResNet',
@@ -120,7 +114,7 @@ def host_backbone(state: State) -> Config | None:
             norm_eval=True,
             style='pytorch',
         )
-    depths = tuple(_count(state, rf'stages\.{i}\.blocks') for i in range(4))
+    depths = tuple(count_entries(state, rf'stages\.{i}\.blocks') for i in range(4))
     tables = [
         state.get(f'stages.{i}.blocks.0.attn.w_msa.relative_position_bias_table') for i in range(4)
     ]
@@ -134,11 +128,6 @@ def host_backbone(state: State) -> Config | None:
         window_size=(int(tables[0].shape[0] ** 0.5) + 1) // 2,
         out_indices=(0, 1, 2, 3),
     )
-
-
-def _count(state: State, parent: str) -> int:
-    """Number of entries of the module list `parent` (a pattern)."""
-    return len({m[1] for m in map(re.compile(rf'{parent}\.(\d+)\..+').fullmatch, state) if m})
 
 
 def untold(state: State, part: str, released: bool) -> str:

@@ -11,11 +11,12 @@ from mmengine.model import BaseModule, PretrainedInit
 from mmengine.model.weight_init import update_init_info
 from torch import Tensor, nn
 
-from .architecture import explain_mismatch, take_prefix
-from .hooks import resize_on_load, resize_positions
-from .io import LoadReport, read_checkpoint
+from .architecture import take_prefix
+from .io import read_checkpoint
+from .mismatch import explain_mismatch
 from .remap import remap
-from .report import find_reason, shorten
+from .report import LoadReport, find_reason, shorten
+from .resize import resize_on_load, resize_positions
 
 MIN_LOADED_SHARE = 0.99
 

@@ -1,15 +1,15 @@
 """Between the parameter names and tensors of the authors' released files and ours, both ways."""
 
 import functools
-import math
 import re
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from itpn_mm.layers.position import TokenGrid
+from itpn_mm.layers.position import NUM_CLS_ROWS, TokenGrid
 
+from .architecture import State, count_entries, square_window
 from .maskdino import HEAD_PARTS, READ_ONLY, from_maskdino, head_part, is_maskdino
 from .report import RemapReport, find_reason
 from .rules import (
@@ -21,8 +21,6 @@ from .rules import (
     fill_template,
     rules_of,
 )
-
-State = Mapping[str, Tensor]
 
 # A merge gives the authors' files away, with the wrappers around them: DDP, a MIM encoder, an mmdet
 # or mmseg model.
@@ -116,16 +114,7 @@ def _from_authors(state: State, wrapper: str) -> tuple[dict[str, Tensor], RemapR
 
 def _to_authors(state: State) -> tuple[dict[str, Tensor], RemapReport]:
     state = with_parts(state)
-    depths = [
-        len(
-            {
-                m[1]
-                for m in map(re.compile(rf'backbone\.stages\.{s}\.(\d+)\..+').fullmatch, state)
-                if m
-            }
-        )
-        for s in range(3)
-    ]
+    depths = [count_entries(state, rf'backbone\.stages\.{stage}') for stage in range(3)]
     entries, index = {}, 0
     for stage, depth in enumerate(depths):
         for i in range(depth):
@@ -276,7 +265,7 @@ def _position_indices(
         )
         if not match:
             continue
-        num_extra = 3 if 'backbone.cls_token' in state else 0
+        num_extra = NUM_CLS_ROWS if 'backbone.cls_token' in state else 0
         if not dialect.fast:
             rows = table.shape[0] if match['leaf'] == 'table' else table.shape[0] ** 2
             index = _joint_index(rows, 0)
@@ -299,16 +288,16 @@ def _position_indices(
 
 def _joint_index(rows: int, num_extra: int) -> Tensor | None:
     """Row of a joint table of a square grid for each (query, key); ``None`` for other grids."""
-    side = math.isqrt(rows - num_extra)
-    if side * side != rows - num_extra or side % 2 == 0:
+    size = square_window(rows - num_extra)
+    if size is None:
         return None
-    size = (side + 1) // 2
     return _with_cls(TokenGrid(size, size).relative_index[0], rows, num_extra)
 
 
 def _decoupled_indices(rows_h: int, rows_w: int, num_extra: int) -> tuple[Tensor, Tensor]:
-    """Rows of the two one-dimensional tables for each (query, key); key minus query, unlike the
-    joint table.
+    """Rows of the two one-dimensional tables for each (query, key).
+
+    They count from query to key, unlike the joint table.
     """
     h, w = ((rows - num_extra + 1) // 2 for rows in (rows_h, rows_w))
     tokens = TokenGrid(h, w)
@@ -319,7 +308,7 @@ def _decoupled_indices(rows_h: int, rows_w: int, num_extra: int) -> tuple[Tensor
 
 
 def _with_cls(index: Tensor, rows: int, num_extra: int) -> Tensor:
-    """Add row and column of a cls token, whose three differences are the last of the table."""
+    """Add row and column of a class token, whose rows are the last of the table."""
     if not num_extra:
         return index
     index = torch.nn.functional.pad(index, (1, 0, 1, 0))

@@ -1,4 +1,4 @@
-"""What translating the names of a checkpoint did with each of them."""
+"""What became of each name of a checkpoint, when it was translated and when it was loaded."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -50,6 +50,56 @@ class RemapReport:
             f'{source}: {looks}, but {len(self.unexplained)} of its names are unknown: '
             f'{shorten(self.unexplained)}; {ask}'
         )
+
+
+@dataclass
+class LoadReport:
+    """What became of the tensors of a checkpoint and of the parameters of a model.
+
+    Args:
+        model: The model, e.g. its class.
+        source: The checkpoint.
+        loaded: Names of the model that took their value from the checkpoint, the resized ones among
+            them.
+        resized: Names that were resized, with the shapes before and after.
+        missing: Names of the model that keep their initial value.
+        unexpected: Names of the checkpoint that the model does not know.
+        ignored: Names of the checkpoint left out on purpose, with the reason.
+        copied: Names of the checkpoint that several parameters took, with their number.
+        loaded_share: Share of the model's values that were loaded, 0 to 1.
+    """
+
+    model: str
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    ignored: dict[str, str] = field(default_factory=dict)
+    copied: dict[str, int] = field(default_factory=dict)
+    loaded_share: float = 0.0
+
+    def __str__(self) -> str:
+        """One block for the log: a line each with count and the first names."""
+        resized = [f'{name} {old} -> {new}' for name, (old, new) in self.resized.items()]
+        lines = [
+            f'{self.model} loaded from {self.source}',
+            f'  loaded:     {len(self.loaded)} tensors, {self.loaded_share:.2%} of the values',
+            _line('resized', resized),
+            _line('missing', self.missing, ' (keep their initial values)'),
+            _line('unexpected', self.unexpected, ' (in the checkpoint, not in the model)'),
+            f'  ignored:    {len(self.ignored)} on purpose',
+        ]
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.ignored.items():
+            by_reason.setdefault(reason, []).append(name)
+        lines += [f'    {reason}: {shorten(names, 2)}' for reason, names in by_reason.items()]
+        lines += [f'  copied:     {name} to {n} blocks' for name, n in self.copied.items()]
+        return '\n'.join(lines)
+
+
+def _line(title: str, names: Sequence[str], note: str = '') -> str:
+    return f'  {title + ":":<12}{len(names)}' + (f'{note}: {shorten(names)}' if names else '')
 
 
 def shorten(names: Sequence[str], limit: int = 4) -> str:

@@ -12,14 +12,14 @@ from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from torch import Tensor, nn
 
 from ..checkpoint import LoadReport, PretrainedModule, RemapReport, remap
-from ..checkpoint.architecture import explain_mismatch, take_prefix
-from ..checkpoint.hooks import resize_positions
-from ..checkpoint.io import read_file
-from ..checkpoint.io import unwrap as take_state
+from ..checkpoint.architecture import take_prefix
+from ..checkpoint.io import read_file, take_state
 from ..checkpoint.maskdino import HEAD_PARTS, rename_head
+from ..checkpoint.mismatch import explain_mismatch
 from ..checkpoint.pretrained import check_share, copy_shared_table, why_optional
 from ..checkpoint.report import shorten
-from ..checkpoint.storage import check_file, newest_good
+from ..checkpoint.resize import resize_positions
+from ..checkpoint.resume import check_file, newest_good
 from .ema_hook import unwrap
 
 # The Runner hands a path that starts with this to the function below instead of unpickling it.

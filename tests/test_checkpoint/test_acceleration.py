@@ -8,8 +8,9 @@ from torch import nn
 
 from itpn_mm.acceleration import SETTINGS, TokenMigration
 from itpn_mm.checkpoint import load_pretrained
-from itpn_mm.checkpoint.architecture import explain_mismatch, inspect
-from itpn_mm.checkpoint.snippet import config_text
+from itpn_mm.checkpoint.architecture import inspect
+from itpn_mm.checkpoint.mismatch import explain_mismatch
+from itpn_mm.checkpoint.model_config import config_text
 from itpn_mm.registry import MODELS
 
 from .models import ARCH, authors_state, backbone, fast_backbone, pretrained, save_authors, state_of

@@ -3,7 +3,8 @@ import re
 import pytest
 import torch
 
-from itpn_mm.checkpoint.architecture import explain_mismatch, inspect
+from itpn_mm.checkpoint.architecture import inspect
+from itpn_mm.checkpoint.mismatch import explain_mismatch
 
 from .models import backbone, fast_backbone, neck, state_of
 

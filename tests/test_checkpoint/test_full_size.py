@@ -17,7 +17,7 @@ from itpn_mm.checkpoint import read_checkpoint
 from itpn_mm.registry import MODELS
 
 from .models import KEYS, read_table
-from .test_snippet import read_config
+from .test_model_config import read_config
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 LAYOUTS = sorted(path.stem for path in KEYS.glob('*.json'))

@@ -290,6 +290,7 @@ def test_report_is_one_readable_block():
         resized={'pos_embed': ((1, 4, 8), (1, 9, 8))},
         missing=[f'rel_pos.{i}' for i in range(6)],
         ignored={'head.weight': 'part `head` of the file', 'head.bias': 'part `head` of the file'},
+        copied={'rel_pos.table': 24},
         loaded_share=0.995,
     )
     assert str(report).splitlines() == [
@@ -301,4 +302,5 @@ def test_report_is_one_readable_block():
         '  unexpected: 0',
         '  ignored:    2 on purpose',
         '    part `head` of the file: head.weight, head.bias',
+        '  copied:     rel_pos.table to 24 blocks',
     ]

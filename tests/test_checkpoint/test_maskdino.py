@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from itpn_mm.checkpoint import read_checkpoint, remap
 from itpn_mm.checkpoint.convert import Checkpoint
 from itpn_mm.checkpoint.maskdino import HEADS, POINTS, _rules, from_maskdino
+from itpn_mm.checkpoint.model_config import config_text
 from itpn_mm.checkpoint.rules import compile_template, fill_template
-from itpn_mm.checkpoint.snippet import config_text
 
 pytest.importorskip('mmdet')
 

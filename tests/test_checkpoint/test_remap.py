@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from itpn_mm.backbones import FastiTPN, HiViT
 from itpn_mm.checkpoint import remap
-from itpn_mm.checkpoint.architecture import explain_mismatch, inspect
+from itpn_mm.checkpoint.architecture import inspect
+from itpn_mm.checkpoint.mismatch import explain_mismatch
 from itpn_mm.necks import TransformerPyramidNeck
 from tests.golden import INDEX, under
 

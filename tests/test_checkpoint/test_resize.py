@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
-from itpn_mm.checkpoint.hooks import resize_positions
+from itpn_mm.checkpoint.resize import resize_positions
 from tests.golden import assert_matches, load
 
 from .models import backbone, fast_backbone

@@ -6,7 +6,7 @@ from torch import nn
 
 from itpn_mm.backbones import FastiTPN, HiViT
 from itpn_mm.checkpoint import remap
-from itpn_mm.checkpoint.snippet import config_text, task_of
+from itpn_mm.checkpoint.model_config import config_text, task_of
 from itpn_mm.registry import MODELS
 from tests.golden import INDEX, under
 

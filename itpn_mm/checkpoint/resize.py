@@ -1,7 +1,6 @@
 """Resizing position parameters of a state dict to the grid of the model that loads it."""
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from itpn_mm.layers.position import (
     resize_rel_pos_table,
 )
 
-from .architecture import square_grid
+from .architecture import square_grid, square_window
 
 Shape = tuple[int, ...]
 
@@ -27,10 +26,9 @@ Shape = tuple[int, ...]
 def resize_positions(
     module: nn.Module, state: dict[str, Any], prefix: str = ''
 ) -> dict[str, tuple[Shape, Shape]]:
-    """Resize the position parameters in a state dict of our layout whose grid is not that of the
-    module, in place.
+    """Resize the position parameters in a state dict to the grid of the module, in place.
 
-    These are the position embedding of a module with a ``grid`` (bicubic to the size), and the
+    Resized are the position embedding of a module with a ``grid`` (bicubic to the size), and the
     tables of :class:`RelativePositionBias` (as its ``resize_mode`` says),
     :class:`DecoupledRelativePositionBias` (geometric) and :class:`DecomposedRelativePosition`
     (linear). What they hold of a class token is kept. A state dict does not tell its grid: it is
@@ -40,7 +38,7 @@ def resize_positions(
 
     Args:
         module: The module that is going to load the state dict.
-        state: State dict, changed in place.
+        state: State dict in our layout, changed in place.
         prefix: What precedes the module's names in it.
 
     Returns:
@@ -79,11 +77,10 @@ def _resize(
         return torch.cat([extra, resize_pos_embed(body, grid, owner.grid)], dim=1)
     num_extra = getattr(owner, 'num_extra', 0)
     if leaf == 'table' and isinstance(owner, RelativePositionBias):
-        side = _side(source.shape[0] - num_extra)
-        if side is None:
-            other = _side(source.shape[0] - (NUM_CLS_ROWS - num_extra)) is not None
+        window = square_window(source.shape[0] - num_extra)
+        if window is None:
+            other = square_window(source.shape[0] - (NUM_CLS_ROWS - num_extra)) is not None
             raise ValueError(_unfit(name, source, 'number of rows', num_extra, other))
-        window = (side + 1) // 2
         return resize_rel_pos_table(
             source, (window, window), owner.window, owner.resize_mode, num_extra
         )
@@ -97,15 +94,15 @@ def _resize(
     return None
 
 
-def _side(rows: int) -> int | None:
-    """Side of a joint table of a square grid."""
-    side = math.isqrt(max(rows, 0))
-    return side if side * side == rows and side % 2 else None
-
-
 def _unfit(name: str, source: Tensor, what: str, has_cls: int, other: bool) -> str:
-    """Why a position does not fit: it is that of a rectangle, or of a model with a class token
-    where this one has none (``other``: it would fit the opposite).
+    """Why a position does not fit: it is that of a rectangle, or of a model with a class token.
+
+    Args:
+        name: Its name.
+        source: What the checkpoint holds.
+        what: What of its shape does not fit.
+        has_cls: Whether the model has a class token (not 0).
+        other: Whether it would fit a model of the opposite kind.
     """
     start = f'`{name}` of shape {tuple(source.shape)}'
     if other:

@@ -1,21 +1,27 @@
 """The config of the model that a checkpoint holds, read off its tensors and ready to paste."""
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from .architecture import flatten, inspect, inspect_backbone, inspect_neck, square_grid, take_prefix
+from .architecture import (
+    LAYER_SCALE,
+    State,
+    count_entries,
+    flatten,
+    inspect,
+    inspect_backbone,
+    inspect_neck,
+    square_grid,
+    square_window,
+    strides_of,
+    take_prefix,
+)
 from .maskdino import head_part
 from .maskdino_config import host_backbone, maskdino_model
 
-State = Mapping[str, Tensor]
 Config = dict[str, Any]
 
 # The tensors do not tell these; they are those of every released model.
 HEAD_DIM, DECODER_HEAD_DIM = 64, 32
-LAYER_SCALE = 0.1
 # Fast-iTPN has these arguments, HiViT has not.
 _FAST_ONLY = ('sub_norm', 'swiglu', 'cls_token')
 _BACKBONE_ARGUMENTS = (
@@ -198,8 +204,7 @@ def _decoder_parts(state: State) -> tuple[Config, Config, tuple[int, ...], int, 
     """Backbone, neck, strides of the levels that the decoder reads, its width, that of levels."""
     backbone = inspect_backbone(take_prefix(state, 'backbone.'))
     neck = _neck(inspect_neck(take_prefix(state, 'neck.')), backbone)
-    embeds = (re.fullmatch(r'decoder\.embeds\.p(\d+)\.norm\.weight', name) for name in state)
-    strides = tuple(sorted(int(match[1]) for match in embeds if match))
+    strides = tuple(strides_of(state, r'decoder\.embeds\.p(\d+)\.norm\.weight'))
     neck['out_strides'] = strides
     width = state['decoder.norm.weight'].shape[0]
     return backbone, neck, strides, width, neck['out_channels']
@@ -208,7 +213,6 @@ def _decoder_parts(state: State) -> tuple[Config, Config, tuple[int, ...], int, 
 def _pixel_model(state: State) -> Config:
     backbone, neck, strides, width, levels = _decoder_parts(state)
     patch_size, head = backbone['patch_size'], state['head.pred.weight']
-    blocks = {name.split('.')[2] for name in state if name.startswith('decoder.blocks.')}
     fc2 = state['decoder.blocks.0.mlp.fc2.weight']
     model = dict(
         type='itpn_mm.iTPN',
@@ -220,7 +224,7 @@ def _pixel_model(state: State) -> Config:
             in_channels=levels,
             strides=strides,
             embed_dims=width,
-            depth=len(blocks),
+            depth=count_entries(state, r'decoder\.blocks'),
             num_heads=max(width // DECODER_HEAD_DIM, 1),
             mlp_ratio=fc2.shape[1] / fc2.shape[0],
             img_size=square_grid(state['decoder.pos_embed'].shape[1])[0] * patch_size,
@@ -274,13 +278,13 @@ def _clip_model(state: State) -> Config:
     if aux:
         table, fc2 = aux.get('blocks.0.attn.rel_pos.table'), aux['blocks.0.mlp.fc2.weight']
         dim = fc2.shape[0]
-        side = None if table is None else (square_grid(table.shape[0])[0] + 1) // 2
+        side = None if table is None else square_window(table.shape[0])
         model['aux_head'] = dict(
             type='itpn_mm.AuxiliaryHead',
             in_channels=dim,
             num_heads=max(dim // HEAD_DIM, 1) if table is None else table.shape[1],
             mlp_ratio=fc2.shape[1] / dim,
-            num_blocks=len({name.split('.')[1] for name in aux if name.startswith('blocks.')}),
+            num_blocks=count_entries(aux, 'blocks'),
             grid=None if side is None else (side, side),
             layer_scale_init_value=LAYER_SCALE if 'blocks.0.ls1.gamma' in aux else None,
             target_dims=target_dims,
