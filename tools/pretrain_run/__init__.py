@@ -1,0 +1,1 @@
+"""What `tools/pretrain_folder.py` is made of: pictures, settings, the config, a trial."""
