@@ -238,7 +238,7 @@ def tasks():
 @pytest.fixture
 def summary(tasks, timed):
     counts = {part: {'images': 4, 'instances': 29} for part in plan.PARTS}
-    return json.loads(json.dumps(report.summarise(tasks, timed, counts)))
+    return json.loads(json.dumps(report.summarise(tasks, timed, counts, plan.SEEDS)))
 
 
 def test_files_of_tasks_are_read(tasks, tmp_path):
@@ -247,10 +247,11 @@ def test_files_of_tasks_are_read(tasks, tmp_path):
         path = tmp_path / report.path_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
-    assert report.read_tasks(tmp_path) == tasks
+    assert report.read_tasks(tmp_path, plan.SEEDS) == tasks
     path.unlink()
     with pytest.raises(FileNotFoundError):
-        report.read_tasks(tmp_path)
+        report.read_tasks(tmp_path, plan.SEEDS)
+    assert set(report.read_tasks(tmp_path, [0])) < set(tasks)
 
 
 def test_summary_pairs_seeds(summary):
@@ -272,10 +273,21 @@ def test_table(summary):
     ):
         assert table.count(row) == 1  # tiles; the strip has other images/s
     assert '29 nuclei' in table and 'One nucleus of 29 is 3.4 %' in table
-    assert f'3 seeds, {plan.EPOCHS} epochs' in table and 'nothing to gain in speed' in table
+    assert (
+        f'Mean ± standard deviation of 3 seeds, {plan.EPOCHS} epochs' in table
+        and 'nothing to gain in speed' in table
+    )
     summary['rows'][0]['evaluated'] = 'windows'
     summary['rows'][0]['segm_mAP_minus_dense']['mean'] = -0.04
     assert '| +0.0 ± 0.0 |' in report.make_table(summary)  # not -0.0
+
+
+def test_table_of_one_seed(tasks, timed):
+    tasks = {name: tasks[name] for name in plan.costs([1])}
+    counts = {part: {'images': 4, 'instances': 29} for part in plan.PARTS}
+    table = report.make_table(report.summarise(tasks, timed, counts, [1]))
+    assert '| windows | windows | 50.5 | 50.5 | -1.5 | 13.3 |' in table
+    assert f'One seed, {plan.EPOCHS} epochs each' in table
 
 
 def test_plot_shows_both_ways_of_training(summary, tmp_path):
@@ -301,18 +313,37 @@ def test_plot_shows_both_ways_of_training(summary, tmp_path):
 # ------------------------------------------------------------------------------------- the command
 
 
-def test_wrong_argument_is_told_before_the_set_up():
-    for arguments, message in ((['--job'], '--job'), (['--work-dir'], 'needs a value')):
-        done = subprocess.run(
-            ['bash', 'tools/demo_acceleration.sh', *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 2 and message in done.stderr
-        assert 'environment' not in done.stdout
-    with pytest.raises(SystemExit):
-        demo_acceleration.main(['--jobs', '0'])
+def test_command_runs_what_is_planned(tmp_path, monkeypatch, capsys):
+    seen = {}
+    last = tmp_path / 'last_checkpoint'
+    last.write_text('weights.pth')
+    monkeypatch.setattr(demo_acceleration, 'prepare_study', lambda *args: seen.update(data=args))
+    monkeypatch.setattr(demo_acceleration, 'prepare', lambda work: seen.update(strip=work))
+    monkeypatch.setattr(demo_acceleration, 'last_checkpoint', lambda: last)
+    monkeypatch.setattr(demo_acceleration, 'run_parallel', lambda *args: seen.update(run=args))
+    monkeypatch.setattr(
+        demo_acceleration, 'report', lambda *args: seen.update(report=args) or 'table'
+    )
+    work = tmp_path / 'work'
+    old = work / 'dense/seed0'
+    old.mkdir(parents=True)
+    command = ['--seeds', '1', '--jobs', '2', '--work-dir', str(work)]
+    assert demo_acceleration.main(command) == 0 and 'table' in capsys.readouterr().out
+    commands, jobs, logs, progress = seen['run']
+    assert list(commands) == [f'{trained}-seed0' for trained in plan.TRAINED]
+    words = commands['windows-seed0'][1:]
+    assert words[:3] == ['tools/demo_acceleration_chain.py', 'windows', '0']
+    assert words[-2:] == ['--pretrained', 'weights.pth'] and jobs == 2
+    assert logs == work / 'logs' and set(progress.costs) == set(plan.costs([0]))
+    assert seen['data'] == ('nuclei', False) and seen['strip'] == work
+    assert seen['report'] == (work, (0,), False) and old.exists()
+    assert demo_acceleration.main([*command, '--fresh']) == 0 and not old.exists()
+
+
+def test_wrong_argument_is_told():
+    for arguments in (['--jobs', '0'], ['--seeds', '0'], ['--compare']):
+        with pytest.raises(SystemExit):
+            demo_acceleration.main(arguments)
 
 
 @pytest.mark.slow

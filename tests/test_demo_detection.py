@@ -236,6 +236,11 @@ def test_command_runs_what_is_planned(tmp_path, monkeypatch, capsys):
         (['rotated', '--jobs', '0'], '--jobs needs a number'),
         (['detection', '--jobs'], '--jobs needs a number'),
         (['--jobs', '2'], '--jobs is not for nuclei'),
+        (['digits', '--compare'], '--compare is not for digits'),
+        (['acceleration', '--seeds=4'], '--seeds needs a number from 1 to 3'),
+        (['all', '--seeds', '1'], '--seeds is not for all'),
+        (['all', '--fresh=1'], '--fresh takes no value'),
+        (['report', '--smoke'], '--smoke is not for report'),
     ],
 )
 def test_wrong_argument_is_told_before_the_set_up(arguments, message):
@@ -256,7 +261,12 @@ def test_help_tells_all_demos():
         'detection',
         'rotated',
         'segmentation',
+        'digits',
+        'acceleration',
+        'all',
+        'report',
         '--compare',
+        '--seeds',
         '--jobs',
         '--work-dir',
     ):

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 import demo_digits  # noqa: E402
 from demo_data import archives, digits  # noqa: E402
 from demo_data.archives import ArchiveError, ArchiveReader  # noqa: E402
-from demo_run import digits_plan, digits_report, knn  # noqa: E402
+from demo_run import digits_plan, digits_report, knn, values  # noqa: E402
 from demo_run.parallel import BEGIN, DONE, Progress, run_parallel  # noqa: E402
 from demo_run.steps import StepError  # noqa: E402
 
@@ -374,21 +374,27 @@ def test_results_are_collected_by_method_start_and_labels(tasks, found, tmp_path
         path = tmp_path / digits_report.path_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
-    assert digits_report.read_tasks(tmp_path) == tasks
+    assert digits_report.read_tasks(tmp_path, digits_plan.SEEDS) == tasks
     path.unlink()
     with pytest.raises(FileNotFoundError):
-        digits_report.read_tasks(tmp_path)
+        digits_report.read_tasks(tmp_path, digits_plan.SEEDS)
+    assert set(digits_report.read_tasks(tmp_path, [0])) < set(tasks)
 
 
 def test_mean_and_sample_deviation():
-    assert digits_report.mean_and_deviation([1.0, 2.0, 3.0]) == (2.0, 1.0)
-    assert digits_report.mean_and_deviation([4.0]) == (4.0, 0.0)
+    assert values.mean_and_deviation([1.0, 2.0, 3.0]) == (2.0, 1.0)
+    assert values.mean_and_deviation([4.0]) == (4.0, 0.0)
+    cell = values.describe([1.0, 2.0, 3.0])
+    assert values.figure(cell) == '2.0 ± 1.0' and values.figure(cell, '+') == '+2.0 ± 1.0'
+    assert values.figure(values.describe([-0.04]), '+') == '+0.0'
+    assert values.spread_of([0]) == 'one seed' and values.spread_of([0, 1]).endswith('of 2 seeds')
 
 
 def test_table(tasks, found):
     found['knn'][digits_report.PIXELS] = {n: [90.0, 91.0, 92.0] for n in digits_plan.LABELS}
     counts = {'train_images': 1415, 'test_images': 382}
-    summary = json.loads(json.dumps(digits_report.summarise(found, tasks, counts)))
+    seeds = digits_plan.SEEDS
+    summary = json.loads(json.dumps(digits_report.summarise(found, tasks, counts, seeds)))
     table = digits_report.make_table(summary)
     assert 'all labels (1415)' in table and '382 images' in table and 'One image is 0.26' in table
     scratch = '| random weights | 51.0 ± 1.0 | 61.0 ± 1.0 | 71.0 ± 1.0 |'
@@ -396,6 +402,14 @@ def test_table(tasks, found):
     assert table.count('none: the pixels themselves | 91.0 ± 1.0') == 1
     assert summary['pretrain_loss']['digits'] == 0.5
     assert summary['machine']['cores'] >= 1
+
+
+def test_table_of_one_seed(tasks):
+    tasks = {name: tasks[name] for name in digits_plan.costs([0])}
+    found = digits_report.collect(tasks)
+    counts = {'train_images': 1415, 'test_images': 382}
+    table = digits_report.make_table(digits_report.summarise(found, tasks, counts, [0]))
+    assert '| random weights | 50.0 | 60.0 | 70.0 |' in table and '; one seed, after' in table
 
 
 def test_plot_shows_every_start(found, tmp_path):
@@ -417,21 +431,32 @@ def test_pixels_of_made_digits_are_told_apart(made):
     # One grey a class: the cosine cannot see it, but the darkest is all zero.
     images, labels = digits_report.read_images(made[0], 'test', 'meta/test.txt')
     assert images.shape == (len(labels), 64 * 64) and float(images.max()) <= 1
-    assert set(digits_report.classify_pixels(made[0])) == set(digits_plan.LABELS)
+    found = digits_report.classify_pixels(made[0], [0, 2])
+    numbers = {number: len(accuracies) for number, accuracies in found.items()}
+    assert numbers == dict.fromkeys(digits_plan.LABELS, 2)
 
 
 # ------------------------------------------------------------------------------------- the command
 
 
-def test_wrong_argument_is_told_before_the_set_up():
-    for arguments, message in ((['--copmare'], '--copmare'), (['--jobs'], 'needs a value')):
-        done = subprocess.run(
-            ['bash', 'tools/demo_digits.sh', *arguments], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 2 and message in done.stderr
-        assert 'environment' not in done.stdout
-    with pytest.raises(SystemExit):
-        demo_digits.main(['--jobs', '0'])
+def test_chains_that_need_a_pretraining_come_second(tmp_path, monkeypatch):
+    runs = []
+    monkeypatch.setattr(demo_digits.Steps, 'run_always', lambda *_: 0.0)
+    monkeypatch.setattr(demo_digits, 'run_parallel', lambda *args: runs.append(args))
+    demo_digits.run(tmp_path, [0], 2, smoke=True)
+    (first, jobs, logs, progress), (second, *_) = runs
+    assert list(first) == ['photographs-pretrain', 'digits-pretrain', 'scratch-seed0']
+    assert list(second) == ['photographs-seed0', 'digits-seed0'] and jobs == 2
+    assert first['digits-pretrain'][1:] == [
+        'tools/demo_digits_chain.py', 'digits', 'pretrain', '--work-dir', str(tmp_path), '--smoke',
+    ]  # fmt: skip
+    assert logs == tmp_path / 'logs' and set(progress.costs) == set(digits_plan.costs([0]))
+
+
+def test_wrong_argument_is_told():
+    for arguments in (['--jobs', '0'], ['--seeds', '4'], ['--compare']):
+        with pytest.raises(SystemExit):
+            demo_digits.main(arguments)
 
 
 @pytest.mark.slow

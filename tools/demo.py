@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from demo_run.command import write_status
 from demo_run.results import STARTS, evaluate_folder, finetune_folder, step_name
 from demo_run.steps import ROOT, StepError, Steps, digest, digest_files, find_config
 
@@ -70,8 +71,7 @@ def prepare_study(data: str, smoke: bool) -> None:
     Raises:
         StepError: A step failed.
     """
-    demo = Demo(PRETRAINED, compare=False, smoke=False)
-    demo.steps.total = 2
+    demo = Demo(PRETRAINED, compare=False, smoke=False, total=2)
     demo.prepare(data)
     if not smoke and not last_checkpoint().exists():
         demo.pretrain()
@@ -84,11 +84,12 @@ class Demo:
         work: Folder for all results.
         compare: Also fine-tune from the two other starts.
         smoke: Train next to nothing.
+        total: How many steps there will be, if not all of them.
     """
 
-    def __init__(self, work: Path, compare: bool, smoke: bool) -> None:
+    def __init__(self, work: Path, compare: bool, smoke: bool, total: int | None = None) -> None:
         self.work, self.compare, self.smoke = work, compare, smoke
-        self.steps = Steps(work, total=10 if compare else 6)
+        self.steps = Steps(work, total=total or (10 if compare else 6))
         self.pretrain_config = find_config(PRETRAIN_CONFIG)
         self.finetune_config = find_config(FINETUNE_CONFIG)
 
@@ -99,13 +100,12 @@ class Demo:
         for start in STARTS if self.compare else ('pretrained',):
             self.finetune(start)
         self.reconstruct()
-        command = self.python('tools/demo_report.py', '--work-dir', self.relative(self.work))
-        flags = ['--compare'] if self.compare else []
-        self.steps.run_always('report', [*command, *flags])  # stamps itself, before it sums up
+        self.report()
 
     def prepare(self, *others: str) -> None:
         """Its data, and other sets; and from here on, what the results depend on."""
-        command = self.python('tools/prepare_demo_data.py', '--only', *DATA_SETS, *others)
+        names = dict.fromkeys((*DATA_SETS, *others))
+        command = self.python('tools/prepare_demo_data.py', '--only', *names)
         seconds = self.steps.run_always('data', command)
         data = digest_files(*(f'data/demo/{name}/manifest.json' for name in DATA_SETS))
         self.steps.keep_longest('data', data, seconds)
@@ -162,6 +162,12 @@ class Demo:
         inputs.append(digest_files('tools/visualize_reconstruction.py'))
         self.steps.run('reconstructions', command, [out], inputs)
 
+    def report(self) -> None:
+        """Summary, curves and detections."""
+        command = self.python('tools/demo_report.py', '--work-dir', self.relative(self.work))
+        flags = ['--compare'] if self.compare else []
+        self.steps.run_always('report', [*command, *flags])  # stamps itself, before it sums up
+
     def train(self, config: str, folder: Path, options: Sequence[str]) -> list[str]:
         """Command of a training."""
         command = self.python('tools/train.py', config, '--work-dir', self.relative(folder))
@@ -206,11 +212,13 @@ def main(arguments: list[str] | None = None) -> int:
             demo.steps.keep_longest('setup', key, args.setup_seconds)
         demo.run()
     except StepError as error:
+        write_status(work, str(error))
         print(f'demo: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('\ndemo: interrupted; run it again to go on', file=sys.stderr)
         return 130
+    write_status(work)
     print(f'\n== results in {Demo.relative(demo.work)}')
     for path in sorted(demo.work.glob('*.*')):
         print(f'   {path.name}')

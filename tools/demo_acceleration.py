@@ -1,51 +1,50 @@
 """Fine-tune the demo's Mask R-CNN dense and accelerated; table and plot of AP and speed.
 
-    bash tools/demo_acceleration.sh [--fresh] [--smoke] [--jobs N] [--work-dir DIR]
+    bash tools/demo.sh acceleration [--seeds N] [--fresh] [--smoke] [--jobs N] [--work-dir DIR]
 
 sets up the environment and runs this; see there.
 """
 
-import argparse
 import json
 import shutil
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from demo import DATA, PRETRAINED, Demo, last_checkpoint
+from demo import DATA, last_checkpoint, prepare_study
 from demo_data.archives import fetch_all
 from demo_data.nuclei import PACKAGE
-from demo_run.acceleration_plan import PARTS, TRAINED, chain_name, chains, costs
+from demo_run.acceleration_plan import PARTS, SEEDS, TRAINED, chain_name, chains, costs
 from demo_run.acceleration_strip import NAME as STRIP
 from demo_run.acceleration_strip import write_strip
-from demo_run.parallel import Progress, cores, run_parallel
-from demo_run.steps import ROOT, StepError, clock
+from demo_run.command import add_seeds, conduct, make_parser, parse, work_folder
+from demo_run.parallel import Progress, run_parallel
 
 
-def prepare(work: Path, smoke: bool) -> None:
-    """Data; and the demo's pre-training unless it was run, or is not needed. Raises StepError."""
-    demo = Demo(PRETRAINED, compare=False, smoke=False)
-    demo.steps.total = 2
-    demo.prepare()
-    if not smoke and not last_checkpoint().exists():
-        demo.pretrain()
+def prepare(work: Path) -> None:
+    """The held-out region as one picture."""
     write_strip(work / STRIP, fetch_all([PACKAGE], DATA.with_name('.archives')))
 
 
-def run(work: Path, jobs: int, smoke: bool) -> None:
-    """Data, all fine-tunings with their evaluations, report. Raises StepError."""
-    prepare(work, smoke)
-    flags = ['--smoke'] if smoke else ['--pretrained', last_checkpoint().read_text().strip()]
-    print(f'\n== {len(costs())} tasks, {jobs} at a time; logs: {work / "logs"}', flush=True)
+def commands(work: Path, seeds: Sequence[int]) -> dict[str, list[str]]:
+    """The command of every chain, by its name."""
     script = [sys.executable, 'tools/demo_acceleration_chain.py']
-    commands = {
-        chain_name(trained, seed): [*script, trained, str(seed), '--work-dir', str(work), *flags]
-        for trained, seed in chains()
+    return {
+        chain_name(*chain): [*script, *map(str, chain), '--work-dir', str(work)]
+        for chain in chains(seeds)
     }
-    run_parallel(commands, jobs, work / 'logs', Progress(costs()))
 
 
-def report(work: Path, smoke: bool) -> str:
+def run(work: Path, seeds: Sequence[int], jobs: int, smoke: bool) -> None:
+    """All fine-tunings with their evaluations. Raises StepError."""
+    flags = ['--smoke'] if smoke else ['--pretrained', last_checkpoint().read_text().strip()]
+    expected = costs(seeds)
+    print(f'\n== {len(expected)} tasks, {jobs} at a time; logs: {work / "logs"}', flush=True)
+    found = {name: [*command, *flags] for name, command in commands(work, seeds).items()}
+    run_parallel(found, jobs, work / 'logs', Progress(expected))
+
+
+def report(work: Path, seeds: Sequence[int], smoke: bool) -> str:
     """Measure the speed; write results.json, table.md and acceleration.png; the table."""
     from demo_run import acceleration_report, acceleration_speed  # after what takes minutes
     from demo_run.acceleration import Chain
@@ -53,8 +52,8 @@ def report(work: Path, smoke: bool) -> str:
     print('\n== speed', flush=True)
     rounds = 2 if smoke else acceleration_speed.ROUNDS
     timed = acceleration_speed.measure(Chain('dense', 0, work, Path(), smoke), rounds)
-    tasks = acceleration_report.read_tasks(work)
-    summary = acceleration_report.summarise(tasks, timed, count(work))
+    tasks = acceleration_report.read_tasks(work, seeds)
+    summary = acceleration_report.summarise(tasks, timed, count(work), seeds)
     (work / 'results.json').write_text(json.dumps(summary, indent=2) + '\n')
     table = acceleration_report.make_table(summary)
     (work / 'table.md').write_text(table)
@@ -75,33 +74,28 @@ def count(work: Path) -> dict[str, dict[str, int]]:
     return counts
 
 
+def forget(work: Path) -> None:
+    """Remove what the chains have made."""
+    for name in TRAINED:
+        shutil.rmtree(work / name, ignore_errors=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--fresh', action='store_true', help='start again; data are kept')
-    parser.add_argument('--smoke', action='store_true', help='all tasks with next to no training')
-    parser.add_argument('--jobs', type=int, default=cores(), help='at a time; default: all cores')
-    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo-acceleration')
-    args = parser.parse_args(arguments)
-    if args.jobs < 1:
-        parser.error(f'--jobs must be at least 1, got {args.jobs}')
-    default = 'demo-acceleration-smoke' if args.smoke else 'demo-acceleration'
-    work, start = (args.work_dir or ROOT / 'work_dirs' / default).absolute(), time.monotonic()
+    parser = make_parser(__doc__)
+    add_seeds(parser)
+    args = parse(parser, arguments)
+    work, seeds = work_folder(args, 'acceleration'), SEEDS[: args.seeds]
     if args.fresh:
-        for name in TRAINED:
-            shutil.rmtree(work / name, ignore_errors=True)
-    try:
-        run(work, args.jobs, args.smoke)
-        print(f'\n{report(work, args.smoke)}')
-    except StepError as error:
-        print(f'demo_acceleration: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\ndemo_acceleration: interrupted; run it again to go on', file=sys.stderr)
-        return 130
-    said = clock(time.monotonic() - start)
-    print(f'\n== {said}; results.json, table.md and acceleration.png in {work}')
-    return 0
+        forget(work)
+
+    def steps() -> str:
+        prepare_study('nuclei', args.smoke)
+        prepare(work)
+        run(work, seeds, args.jobs, args.smoke)
+        return report(work, seeds, args.smoke)
+
+    return conduct(work, steps)
 
 
 if __name__ == '__main__':

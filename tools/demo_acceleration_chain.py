@@ -2,7 +2,7 @@
 
     python tools/demo_acceleration_chain.py TRAINED SEED [--work-dir DIR] [--pretrained FILE]
 
-`tools/demo_acceleration.py` runs all of them. Tasks that are complete are not run again.
+`tools/demo.sh acceleration` runs all of them. Tasks that are complete are not run again.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('trained', choices=TRAINED)
     parser.add_argument('seed', type=int, choices=SEEDS)
-    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/demo-acceleration')
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/demo/acceleration')
     parser.add_argument(
         '--pretrained', type=Path, default=Path('work_dirs/demo/pretrain/epoch_24.pth')
     )

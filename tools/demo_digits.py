@@ -1,50 +1,59 @@
 """Classify handwritten digits from random and from pre-trained weights; table and plot.
 
-    bash tools/demo_digits.sh [--fresh] [--smoke] [--jobs N] [--work-dir DIR]
+    bash tools/demo.sh digits [--seeds N] [--fresh] [--smoke] [--jobs N] [--work-dir DIR]
 
 sets up the environment and runs this; see there.
 """
 
-import argparse
 import json
 import shutil
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from demo_run.digits_plan import PRETRAINED, STARTS, chains, costs
-from demo_run.parallel import Progress, cores, run_parallel
-from demo_run.steps import ROOT, StepError, Steps, clock
+from demo_run.command import add_seeds, conduct, make_parser, parse, work_folder
+from demo_run.digits_plan import SEEDS, STARTS, chain_name, chains, costs, waits_for
+from demo_run.parallel import Progress, run_parallel
+from demo_run.steps import ROOT, Steps
 
 DATA = ROOT / 'data/demo/digits'
 
 
-def run(work: Path, jobs: int, smoke: bool) -> None:
-    """Data, all chains, report. Raises StepError."""
-    steps = Steps(work, total=1)
+def commands(work: Path, seeds: Sequence[int]) -> dict[str, list[str]]:
+    """The command of every chain, by its name."""
+    script = [sys.executable, 'tools/demo_digits_chain.py']
+    return {
+        chain_name(*chain): [*script, *chain, '--work-dir', str(work)] for chain in chains(seeds)
+    }
+
+
+def run(work: Path, seeds: Sequence[int], jobs: int, smoke: bool) -> None:
+    """Data, and all chains. Raises StepError."""
     script = ['tools/prepare_demo_data.py', '--only', 'photographs', 'digits']
-    steps.run_always('data', [sys.executable, *script])
-    print(f'\n== {len(costs())} tasks, {jobs} at a time; logs: {work / "logs"}', flush=True)
-    progress, flags = Progress(costs()), ['--smoke'] if smoke else []
+    Steps(work, total=1).run_always('data', [sys.executable, *script])
+    expected = costs(seeds)
+    print(f'\n== {len(expected)} tasks, {jobs} at a time; logs: {work / "logs"}', flush=True)
+    progress, flags = Progress(expected), ['--smoke'] if smoke else []
+    waits = {chain_name(*chain): waits_for(*chain) for chain in chains(seeds)}
     # What needs a pre-training comes second. The rest fills the cores that are done with theirs.
     for waiting in (False, True):
-        commands = {}
-        for start, part in chains():
-            if (start in PRETRAINED and part != 'pretrain') == waiting:
-                command = ['tools/demo_digits_chain.py', start, part, '--work-dir', str(work)]
-                commands[f'{start}-{part}'] = [sys.executable, *command, *flags]
-        run_parallel(commands, jobs, work / 'logs', progress)
+        chosen = {
+            name: [*command, *flags]
+            for name, command in commands(work, seeds).items()
+            if bool(waits[name]) == waiting
+        }
+        run_parallel(chosen, jobs, work / 'logs', progress)
 
 
-def report(work: Path) -> str:
+def report(work: Path, seeds: Sequence[int]) -> str:
     """Write results.json, table.md and digits.png into `work`; the table."""
     from demo_run import digits_report  # matplotlib: after what takes minutes is on its way
 
-    tasks = digits_report.read_tasks(work)
+    tasks = digits_report.read_tasks(work, seeds)
     found = digits_report.collect(tasks)
-    found['knn'][digits_report.PIXELS] = digits_report.classify_pixels(DATA)
+    found['knn'][digits_report.PIXELS] = digits_report.classify_pixels(DATA, seeds)
     counts = json.loads((DATA / 'manifest.json').read_text())['counts']
-    summary = digits_report.summarise(found, tasks, counts)
+    summary = digits_report.summarise(found, tasks, counts, seeds)
     (work / 'results.json').write_text(json.dumps(summary, indent=2) + '\n')
     table = digits_report.make_table(summary)
     (work / 'table.md').write_text(table)
@@ -52,34 +61,26 @@ def report(work: Path) -> str:
     return table
 
 
+def forget(work: Path) -> None:
+    """Remove what the chains have made."""
+    for name in STARTS:
+        shutil.rmtree(work / name, ignore_errors=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--fresh', action='store_true', help='start again; data are kept')
-    parser.add_argument('--smoke', action='store_true', help='all tasks with next to no training')
-    parser.add_argument('--jobs', type=int, default=cores(), help='at a time; default: all cores')
-    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo-digits[-smoke]')
-    args = parser.parse_args(arguments)
-    if args.jobs < 1:
-        parser.error(f'--jobs must be at least 1, got {args.jobs}')
-    default = ROOT / 'work_dirs' / ('demo-digits-smoke' if args.smoke else 'demo-digits')
-    work, start = (args.work_dir or default).absolute(), time.monotonic()
+    parser = make_parser(__doc__)
+    add_seeds(parser)
+    args = parse(parser, arguments)
+    work, seeds = work_folder(args, 'digits'), SEEDS[: args.seeds]
     if args.fresh:
-        for name in STARTS:
-            shutil.rmtree(work / name, ignore_errors=True)
-    try:
-        run(work, args.jobs, args.smoke)
-        print(f'\n{report(work)}')
-    except StepError as error:
-        print(f'demo_digits: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\ndemo_digits: interrupted; run it again to go on', file=sys.stderr)
-        return 130
-    print(
-        f'\n== {clock(time.monotonic() - start)}; results.json, table.md and digits.png in {work}'
-    )
-    return 0
+        forget(work)
+
+    def steps() -> str:
+        run(work, seeds, args.jobs, args.smoke)
+        return report(work, seeds)
+
+    return conduct(work, steps)
 
 
 if __name__ == '__main__':

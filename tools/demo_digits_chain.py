@@ -2,7 +2,7 @@
 
     python tools/demo_digits_chain.py START PART [--work-dir DIR]
 
-`tools/demo_digits.py` runs all of them. Tasks that are complete are not run again.
+`tools/demo.sh digits` runs all of them. Tasks that are complete are not run again.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('start', choices=STARTS)
     parser.add_argument('part', choices=['pretrain', *(f'seed{seed}' for seed in SEEDS)])
-    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/demo-digits')
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/demo/digits')
     parser.add_argument('--smoke', action='store_true', help='next to no training')
     args = parser.parse_args(arguments)
     if (args.start, args.part) not in chains():

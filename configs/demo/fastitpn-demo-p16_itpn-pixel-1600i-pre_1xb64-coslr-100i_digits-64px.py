@@ -11,7 +11,7 @@ model = dict(
         layer_scale_init_value=None,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/demo-digits/photographs/pretrain/iter_1600.pth',
+            checkpoint='work_dirs/demo/digits/photographs/pretrain/iter_1600.pth',
             prefix='backbone.',
         ),
     ),

@@ -24,7 +24,9 @@ INPUTS = (
     'itpn_mm/**/*.py',
     CONFIG,
     'configs/_base_/models/*.py',
-    'tools/demo_run/*.py',
+    'tools/demo_run/acceleration.py',
+    'tools/demo_run/acceleration_plan.py',
+    'tools/demo_run/runs.py',
     'data/demo/nuclei/manifest.json',
 )
 # --smoke: every task, hardly any training, from random weights.

@@ -1,6 +1,6 @@
 """The plan of the acceleration study: what is trained and evaluated, with which settings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from itpn_mm.acceleration.settings import SETTINGS
@@ -29,9 +29,9 @@ def accelerate(backbone: Mapping[str, Any], setting: str) -> dict[str, Any]:
     return dict(type='itpn_mm.TokenMigration', backbone=backbone, **GEOMETRY, **SETTINGS[setting])
 
 
-def chains() -> list[tuple[str, int]]:
+def chains(seeds: Sequence[int] = SEEDS) -> list[tuple[str, int]]:
     """All pairs of what is switched on in the fine-tuning and a seed."""
-    return [(trained, seed) for seed in SEEDS for trained in TRAINED]
+    return [(trained, seed) for seed in seeds for trained in TRAINED]
 
 
 def chain_name(trained: str, seed: int) -> str:
@@ -49,10 +49,10 @@ def tasks_of(trained: str) -> tuple[str, ...]:
     return ('train', *(f'evaluate-{setting}' for setting in settings_of(trained)))
 
 
-def costs() -> dict[str, float]:
+def costs(seeds: Sequence[int] = SEEDS) -> dict[str, float]:
     """Expected seconds of every task of all chains, by `<trained>-seed<seed>/<task>`."""
     return {
         f'{chain_name(trained, seed)}/{task}': COSTS[task.partition('-')[0]]
-        for trained, seed in chains()
+        for trained, seed in chains(seeds)
         for task in tasks_of(trained)
     }

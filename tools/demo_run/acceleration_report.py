@@ -1,7 +1,7 @@
 """Table and plot of the acceleration study."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -12,23 +12,22 @@ from .acceleration_plan import (
     EPOCHS,
     GEOMETRY,
     PARTS,
-    SEEDS,
     SETTING_NAMES,
     TRAINED,
     chain_name,
     costs,
     settings_of,
 )
-from .digits_report import mean_and_deviation
 from .pictures import LINES
 from .results import METRICS, describe_machine
+from .values import describe, figure, spread_of
 
 KINDS = {'bbox_mAP': 'box mAP', 'segm_mAP': 'mask mAP'}
 
 
-def read_tasks(work: Path) -> dict[str, dict]:
+def read_tasks(work: Path, seeds: Sequence[int]) -> dict[str, dict]:
     """The file of every task by its name. Raises FileNotFoundError if one was not run."""
-    return {name: json.loads((work / path_of(name)).read_text()) for name in costs()}
+    return {name: json.loads((work / path_of(name)).read_text()) for name in costs(seeds)}
 
 
 def path_of(name: str) -> str:
@@ -38,35 +37,37 @@ def path_of(name: str) -> str:
     return f'{trained}/{seed}/{task}.json'
 
 
-def values_of(tasks: Mapping[str, dict], trained: str, setting: str, key: str) -> list[float]:
-    """A result of the evaluations of a fine-tuning under a setting, one for each seed."""
-    names = [f'{chain_name(trained, seed)}/evaluate-{setting}' for seed in SEEDS]
-    return [tasks[name]['result'][key] for name in names]
-
-
-def summarise(tasks: Mapping[str, dict], timed: Mapping[str, dict], counts: dict) -> dict:
+def summarise(
+    tasks: Mapping[str, dict], timed: Mapping[str, dict], counts: dict, seeds: Sequence[int]
+) -> dict:
     """The contents of results.json.
 
     Args:
         tasks: The file of every task.
         timed: What `acceleration_speed.measure` returns.
         counts: `images` and `instances` of each of `PARTS`.
+        seeds: Of the fine-tunings.
     """
+
+    def values_of(trained: str, setting: str, key: str) -> list[float]:
+        names = [f'{chain_name(trained, seed)}/evaluate-{setting}' for seed in seeds]
+        return [tasks[name]['result'][key] for name in names]
+
     rows = []
     for part in PARTS:
         for trained in TRAINED:
             for setting in settings_of(trained):
                 row = {'part': part, 'trained': trained, 'evaluated': setting}
                 for metric in METRICS:
-                    values = values_of(tasks, trained, setting, f'{part}_{metric}')
-                    dense = values_of(tasks, 'dense', 'dense', f'{part}_{metric}')
+                    values = values_of(trained, setting, f'{part}_{metric}')
+                    dense = values_of('dense', 'dense', f'{part}_{metric}')
                     row[metric] = describe(values)
                     differences = [value - other for value, other in zip(values, dense)]
                     row[f'{metric}_minus_dense'] = describe(differences)
                 rows.append({**row, **speed.summarise(timed, part, setting)})
     return {
         'rows': rows,
-        'seeds': list(SEEDS),
+        'seeds': list(seeds),
         'epochs': EPOCHS,
         'geometry': GEOMETRY,
         'counts': counts,
@@ -83,13 +84,6 @@ def summarise(tasks: Mapping[str, dict], timed: Mapping[str, dict], counts: dict
         'seconds_of_passes': timed,
         'machine': describe_machine(used_gpu=False),
     }
-
-
-def describe(values: list[float]) -> dict:
-    """Values with their mean and sample standard deviation."""
-    mean, deviation = mean_and_deviation(values)
-    rounded = [round(value, 2) for value in values]
-    return {'values': rounded, 'mean': round(mean, 2), 'std': round(deviation, 2)}
 
 
 def make_table(summary: dict) -> str:
@@ -113,8 +107,8 @@ def make_table(summary: dict) -> str:
         ]
     nuclei = summary['counts']['tiles']['instances']
     lines += [
-        f'Mean ± standard deviation of {len(summary["seeds"])} seeds, {summary["epochs"]} epochs '
-        'each, after one pre-training; "to dense" is the difference within a seed. One nucleus '
+        f'{spread_of(summary["seeds"]).capitalize()}, {summary["epochs"]} epochs each, after one '
+        'pre-training; "to dense" is the difference within a seed. One nucleus '
         f'of {nuclei} is {100 / nuclei:.1f} % of the recall. Windows of 4 x 4 tokens; tokens leave '
         'at every layer. A dense checkpoint has no gathering parameters: their scales are 0, so '
         '`gathering` is then exactly `windows`, and `all` is windows with 20 % migration. '
@@ -129,10 +123,9 @@ def make_table(summary: dict) -> str:
 
 def line(row: dict) -> str:
     """A row of a table."""
-    cells = [f'{row[m]["mean"]:.1f} ± {row[m]["std"]:.1f}' for m in KINDS]
-    other = row['segm_mAP_minus_dense']
+    cells = [figure(row[metric]) for metric in KINDS]
     dense = row['trained'] == row['evaluated'] == 'dense'
-    cells.append('' if dense else f'{round(other["mean"], 1) + 0.0:+.1f} ± {other["std"]:.1f}')
+    cells.append('' if dense else figure(row['segm_mAP_minus_dense'], '+'))
     cells.append(f'{row["images_per_second"]:.1f}')
     cells += [f'{row[key]:.2f}x' for key in ('speedup', 'backbone_speedup')]
     return f'| {row["trained"]} | {row["evaluated"]} | {" | ".join(cells)} |'

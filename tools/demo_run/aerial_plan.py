@@ -49,7 +49,7 @@ STUDIES = {
                 'Faster R-CNN', 'configs/detection/faster-rcnn_hivit-demo-*_aerial.py', 0.5, 260.0
             ),
             'dino': Detector(
-                'DINO', 'configs/detection/dino-4scale_hivit-demo-*_aerial.py', 0.3, 510.0
+                'DINO', 'configs/detection/dino-4scale_hivit-demo-*_aerial.py', 0.3, 440.0
             ),
         },
         metrics={'coco/bbox_mAP': 'AP', 'coco/bbox_mAP_50': 'AP50'},
@@ -63,7 +63,7 @@ STUDIES = {
                 'Rotated Faster R-CNN',
                 'configs/rotated_detection/rotated-faster-rcnn-le90_hivit-demo-*_aerial.py',
                 0.5,
-                300.0,
+                250.0,
             ),
         },
         metrics={'dota/AP50': 'AP50'},

@@ -4,14 +4,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from .acceleration_report import describe
 from .aerial import PREDICTIONS
 from .aerial_pictures import draw_curves, draw_tiles, draw_whole
 from .aerial_plan import STUDIES, Study, chains
 from .aerial_scenes import Scene, read_corners, read_tiles, stitch
-from .chains import STARTS, chain_folder
+from .chains import STARTS, chain_folder, seconds_of
 from .results import describe_machine, newest
 from .steps import ROOT
+from .values import describe, figure
 
 TILES = 6  # that are drawn
 MIN_TREES = 5  # in each of them
@@ -128,6 +128,7 @@ def summarise(plan: Study, tasks: Mapping[tuple[str, str, int], dict], counts: d
         'pretrained_minus_scratch': differences,
         'seeds': sorted({seed for _, _, seed in tasks}),
         'counts': counts,
+        'seconds_of_tasks': seconds_of(tasks),
         'definitions': {
             'AP': 'COCO AP at IoU 0.50:0.95, AP50 at 0.50, of the last checkpoint on the held-out '
             'photograph, in percent, a value for each seed; std is the sample standard deviation',
@@ -163,9 +164,3 @@ def make_table(plan: Study, summary: dict) -> str:
         'time of the pre-training is not in the column.',
     ]
     return '\n'.join(lines) + '\n'
-
-
-def figure(cell: dict, sign: str = '') -> str:
-    """Mean and standard deviation, the latter if there are several values."""
-    mean = f'{cell["mean"] + 0.0:{sign}.1f}'
-    return f'{mean} ± {cell["std"]:.1f}' if len(cell['values']) > 1 else mean

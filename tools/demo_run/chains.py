@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 STARTS = {'pretrained': 'pre-trained', 'scratch': 'from scratch'}
 SEEDS = (0, 1, 2)
-EVALUATION_SECONDS = 30.0
+EVALUATION_SECONDS = 20.0  # and what it takes to start
 
 
 def all_chains(models: Iterable[str], compare: bool) -> list[tuple[str, str, int]]:
@@ -40,3 +40,12 @@ def all_costs(seconds: Mapping[str, float], compare: bool) -> dict[str, float]:
         found[f'{chain_name(*chain)}/train'] = seconds[chain[0]]
         found[f'{chain_name(*chain)}/evaluate'] = EVALUATION_SECONDS
     return found
+
+
+def seconds_of(tasks: Mapping[tuple[str, str, int], Mapping[str, dict]]) -> dict[str, float]:
+    """Seconds of every task, named as in :func:`all_costs`, out of the files of all chains."""
+    return {
+        f'{chain_name(*chain)}/{task}': content['seconds']
+        for chain, files in tasks.items()
+        for task, content in files.items()
+    }

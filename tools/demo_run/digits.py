@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from .digits_plan import CONFIGS, LABELS, PRETRAINED, list_of, tasks_of
+from .digits_plan import CONFIGS, LABELS, PRETRAINED, chain_name, list_of, tasks_of
 from .knn import accuracy, classify, extract_features
 from .steps import ROOT, digest, digest_files
 from .tasks import Tasks
@@ -18,7 +18,9 @@ SMOKE = {'train_cfg.max_iters': 2, 'train_dataloader.batch_size': 8}
 INPUTS = (
     'itpn_mm/**/*.py',
     'configs/demo/*.py',
-    'tools/demo_run/*.py',
+    'tools/demo_run/digits.py',
+    'tools/demo_run/digits_plan.py',
+    'tools/demo_run/knn.py',
     'data/demo/digits/manifest.json',
     'data/demo/photographs/manifest.json',
 )
@@ -38,7 +40,7 @@ class Chain(Tasks):
     def __init__(self, start: str, part: str, work: Path, smoke: bool = False) -> None:
         self.start, self.part, self.smoke = start, part, smoke
         self.seed = 0 if part == 'pretrain' else int(part.removeprefix('seed'))
-        name, self.root = f'{start}-{part}', work / start
+        name, self.root = chain_name(start, part), work / start
         folder = self.root if part == 'pretrain' else self.root / part
         super().__init__(name, folder, digest([digest_files(*INPUTS), name, str(smoke)]))
 

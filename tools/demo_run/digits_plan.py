@@ -1,5 +1,7 @@
 """The plan of the digits demo: what is compared, by which configs, on which labels."""
 
+from collections.abc import Sequence
+
 from demo_data.digits import FEW, SEEDS, few_name
 
 STARTS = {
@@ -24,7 +26,7 @@ CONFIGS = {
     'fastitpn-demo-p16_itpn-pixel-1600i-pre_1xb64-coslr-100i_digits-64px.py',
 }
 # Seconds of a task of each kind on one core, for the time that is left.
-COSTS = {'pretrain': 280.0, 'knn': 3.0, 'linear': 10.0, 'finetune': 17.0}
+COSTS = {'pretrain': 290.0, 'knn': 14.0, 'linear': 13.5, 'finetune': 16.5}
 
 
 def tasks_of(part: str) -> tuple[str, ...]:
@@ -34,17 +36,27 @@ def tasks_of(part: str) -> tuple[str, ...]:
     return ('knn', *(f'{kind}-{labels}' for kind in ('linear', 'finetune') for labels in LABELS))
 
 
-def chains() -> list[tuple[str, str]]:
+def chains(seeds: Sequence[int] = SEEDS) -> list[tuple[str, str]]:
     """All pairs of a start and a part, the pre-trainings first."""
     pretrainings = [(start, 'pretrain') for start in PRETRAINED]
-    return pretrainings + [(start, f'seed{seed}') for seed in SEEDS for start in STARTS]
+    return pretrainings + [(start, f'seed{seed}') for seed in seeds for start in STARTS]
 
 
-def costs() -> dict[str, float]:
+def chain_name(start: str, part: str) -> str:
+    """Name of such a pair: of its log, and the first part of the names of its tasks."""
+    return f'{start}-{part}'
+
+
+def waits_for(start: str, part: str) -> str | None:
+    """The chain whose pre-training another one starts from."""
+    return chain_name(start, 'pretrain') if start in PRETRAINED and part != 'pretrain' else None
+
+
+def costs(seeds: Sequence[int] = SEEDS) -> dict[str, float]:
     """Expected seconds of every task of all chains, by `<start>-<part>/<task>`."""
     return {
-        f'{start}-{part}/{task}': COSTS[task.partition('-')[0]]
-        for start, part in chains()
+        f'{chain_name(start, part)}/{task}': COSTS[task.partition('-')[0]]
+        for start, part in chains(seeds)
         for task in tasks_of(part)
     }
 

@@ -1,28 +1,28 @@
 """Table and plot of the digits demo."""
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from demo_data.digits import FORMS, SEEDS, TEST_FORMS
+from demo_data.digits import FORMS, TEST_FORMS
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .digits_plan import LABELS, METHODS, STARTS, chains, costs, list_of
+from .digits_plan import LABELS, METHODS, STARTS, costs, list_of
 from .knn import NEIGHBOURS, accuracy, classify
 from .pictures import LINES
 from .results import describe_machine
+from .values import figure, mean_and_deviation, spread_of
 
 PIXELS = 'pixels'  # in the place of a start: k-NN on the images themselves
 Accuracies = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 
 
-def read_tasks(work: Path) -> dict[str, dict]:
+def read_tasks(work: Path, seeds: Sequence[int]) -> dict[str, dict]:
     """The file of every task by its name. Raises FileNotFoundError if one was not run."""
-    return {name: json.loads((work / path_of(name)).read_text()) for name in costs()}
+    return {name: json.loads((work / path_of(name)).read_text()) for name in costs(seeds)}
 
 
 def path_of(name: str) -> str:
@@ -35,23 +35,22 @@ def path_of(name: str) -> str:
 def collect(tasks: Mapping[str, dict]) -> dict:
     """Top-1 by method, start and number of labels: a list with a value for each seed."""
     found = {m: {s: {n: [] for n in LABELS} for s in STARTS} for m in METHODS}
-    for start, part in chains():
-        for method in METHODS if part != 'pretrain' else ():
-            names = ['knn'] if method == 'knn' else [f'{method}-{number}' for number in LABELS]
-            for name in names:
-                result = tasks[f'{start}-{part}/{name}']['result']
-                for number, value in result.items():
-                    found[method][start][number].append(value)
+    for name, content in tasks.items():
+        chain, task = name.split('/')
+        method, start = task.partition('-')[0], chain.partition('-')[0]
+        if method in METHODS:
+            for number, value in content['result'].items():
+                found[method][start][number].append(value)
     return found
 
 
-def classify_pixels(data: Path) -> dict[str, list[float]]:
+def classify_pixels(data: Path, seeds: Sequence[int]) -> dict[str, list[float]]:
     """k-NN on the pixels of the digits in `data`: a list with a value for each seed."""
     queries, classes = read_images(data, 'test', 'meta/test.txt')
     found: dict[str, list[float]] = {}
     for number in LABELS:
         found[number] = []
-        for seed in SEEDS:
+        for seed in seeds:
             images, labels = read_images(data, 'train', list_of(number, seed))
             found[number].append(accuracy(classify(queries, images, labels), classes))
     return found
@@ -65,18 +64,19 @@ def read_images(data: Path, folder: str, listed: str) -> tuple[torch.Tensor, tor
     return pixels, torch.tensor([int(label) for _, label in rows])
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and sample standard deviation (0 for a single value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def summarise(found: Accuracies, tasks: Mapping[str, dict], counts: Mapping[str, int]) -> dict:
+def summarise(
+    found: Accuracies,
+    tasks: Mapping[str, dict],
+    counts: Mapping[str, int],
+    seeds: Sequence[int],
+) -> dict:
     """The contents of results.json.
 
     Args:
         found: Top-1 by method, start and number of labels.
         tasks: The file of every task.
         counts: Images of each split, as the data set's manifest has them.
+        seeds: Of the values.
     """
     rows = [
         {
@@ -93,7 +93,7 @@ def summarise(found: Accuracies, tasks: Mapping[str, dict], counts: Mapping[str,
     ]
     return {
         'rows': rows,
-        'seeds': list(SEEDS),
+        'seeds': list(seeds),
         'images': dict(counts),
         'split': f'forms {list(TEST_FORMS)} of {len(FORMS)} are the test part, in the order of '
         'the table; a form is in one hand',
@@ -128,14 +128,14 @@ def make_table(summary: dict) -> str:
             if (method, start, LABELS[0]) not in rows:
                 continue
             cells = [rows[method, start, number] for number in LABELS]
-            figures = ' | '.join(f'{cell["mean"]:.1f} ± {cell["std"]:.1f}' for cell in cells)
+            figures = ' | '.join(figure({**cell, 'values': cell['top1']}) for cell in cells)
             label = STARTS.get(start, 'none: the pixels themselves')
             lines.append(f'| {said} | {label} | {figures} |')
-    test, seeds = images['test_images'], len(summary['seeds'])
+    test = images['test_images']
     lines += [
         '',
-        f'Top-1 in percent on {test} images of forms that are not in the training part; mean and '
-        f'standard deviation of {seeds} seeds, after one pre-training each. One image is '
+        f'Top-1 in percent on {test} images of forms that are not in the training part; '
+        f'{spread_of(summary["seeds"])}, after one pre-training each. One image is '
         f'{100 / test:.2f}.',
     ]
     return '\n'.join(lines) + '\n'

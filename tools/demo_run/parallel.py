@@ -15,7 +15,7 @@ from .steps import ROOT, StepError, clock
 # What a command prints at the start of a line when it begins a task and when that is complete.
 BEGIN, DONE = 'task begins: ', 'task done: '
 STATUS_SECONDS = 10
-# mmengine's lines of a training that counts iterations, or of a test; and of one that counts epochs.
+# mmengine's lines of a training that counts iterations or of a test, and of one by epochs.
 ITERATION = re.compile(r'(?:Iter\(train\)|(?:Epoch|Iter)\(test\)) +\[ *(\d+)/(\d+)\]')
 EPOCH = re.compile(r'Epoch\(train\) +\[(\d+)\]\[.* eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)')
 

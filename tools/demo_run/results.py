@@ -17,7 +17,10 @@ STARTS = {
     'random-pyramid': 'backbone pre-trained, pyramid random',
     'scratch': 'from scratch',
 }
-PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmdetection')
+PACKAGES = (
+    *('torch', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmdetection'),
+    *('mmsegmentation', 'mmrotate'),
+)
 
 
 def finetune_folder(work: Path, start: str) -> Path:
@@ -124,25 +127,35 @@ def summarise(work: Path, annotations: dict, compare: bool) -> dict:
 
 def compare_table(summary: dict) -> str:
     """The contents of compare.md."""
+    return f'# Three starts of the same fine-tuning\n\n{make_table(summary)}'
+
+
+def make_table(summary: dict) -> str:
+    """A row for each start that was run, and what the figures are of."""
+    own = {**summary, 'seconds': summary['seconds']['finetune']}
+    rows = summary.get('compare', {'pretrained': own})
     lines = [
-        '# Three starts of the same fine-tuning',
-        '',
         '| start | box mAP | box AP50 | mask mAP | mask AP50 | training |',
         '|---|---|---|---|---|---|',
     ]
-    for start, row in summary['compare'].items():
+    for start, row in rows.items():
         values = ' | '.join(f'{row[name]:.3f}' for name in METRICS)
         lines.append(f'| {STARTS[start]} | {values} | {row["seconds"]:.0f} s |')
     images, instances = summary['val_images'], summary['val_instances']
     lines += [
         '',
-        f'One run each, same seed, last checkpoint, on {images} held-out tiles with {instances} '
-        f'instances, so one instance is {1 / instances:.1%} of the recall. How far another seed '
-        'would move these figures was not measured: read nothing into small differences.',
-        'Data, schedule and optimiser settings (layer-wise learning-rate decay included) are the '
-        'same for all three; only the initial weights differ. The time of the pre-training '
+        f'One run{" each, same seed" if len(rows) > 1 else ""}, last checkpoint, on {images} '
+        f'held-out tiles with {instances} instances, so one instance is {1 / instances:.1%} of the '
+        'recall. How far another seed would move these figures was not measured'
+        + (': read nothing into small differences' if len(rows) > 1 else '')
+        + '. The time of the pre-training '
         f'({summary["seconds"]["pretrain"]:.0f} s) is not in the column.',
     ]
+    if len(rows) > 1:
+        lines.append(
+            'Data, schedule and optimiser settings (layer-wise learning-rate decay included) are '
+            'the same for all three; only the initial weights differ.'
+        )
     return '\n'.join(lines) + '\n'
 
 

@@ -41,7 +41,7 @@ MODELS = {
         SEMANTIC,
         'mIoU',
         1.0,
-        110.0,
+        120.0,
     ),
     'maskdino-semantic': Model(
         'MaskDINO, semantic',
@@ -49,7 +49,7 @@ MODELS = {
         SEMANTIC,
         'mIoU',
         1.0,
-        80.0,
+        75.0,
     ),
     'maskdino-instance': Model(
         'MaskDINO, instances',
@@ -57,7 +57,7 @@ MODELS = {
         INSTANCE,
         'coco/segm_mAP',
         100.0,
-        250.0,
+        180.0,
     ),
 }
 

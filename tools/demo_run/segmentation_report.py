@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .acceleration_report import describe
-from .aerial_report import figure
-from .chains import STARTS, chain_folder
+from .chains import STARTS, chain_folder, seconds_of
 from .pictures import by_image
 from .results import describe_machine, newest
 from .segmentation import DATA, INSTANCE_DATA, PREDICTIONS, TRUTH
@@ -17,6 +15,7 @@ from .segmentation_pictures import Curves, Tile, draw_curves, draw_overlays
 from .segmentation_plan import CLASSES, MODELS, chains
 from .segmentation_scores import majority_ious, read_map, read_maps
 from .steps import ROOT
+from .values import describe, figure
 
 THRESHOLD = 0.3  # least score of a nucleus that is drawn; short trainings are not sure
 PICTURES = 'images/validation'
@@ -148,6 +147,7 @@ def summarise(tasks: Files, tiles: list[Tile]) -> dict:
             'mIoU': round(float(np.mean(majority)), 2),
             **{name: round(value, 2) for name, value in zip(CLASSES, majority, strict=True)},
         },
+        'seconds_of_tasks': seconds_of(tasks),
         'definitions': {
             'mIoU': 'mean of the IoU of each class over the pixels of all held-out tiles, in '
             'percent; unlabelled pixels count for nothing',

@@ -59,6 +59,7 @@ class Steps:
     def __init__(self, work: Path, total: int) -> None:
         self.work, self.total = work, total
         self.number, self.start = 0, time.monotonic()
+        self.executed = 0  # steps that were not skipped
 
     def run(
         self,
@@ -102,6 +103,7 @@ class Steps:
 
     def execute(self, name: str, command: Sequence[str]) -> float:
         """Run a command, show and log its output; the seconds it took. Raises StepError."""
+        self.executed += 1
         log = self.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         live, start = LiveFilter(), time.monotonic()
