@@ -59,7 +59,7 @@ class Zoo:
         data = [f'coco={self.folder}/coco', f'ade20k={self.folder}/ade']
         places = ['--out', self.out, '--checkpoints', self.folder / 'checkpoints']
         options = ['--model-index', self.index, '--data-root', *data, *places]
-        return [str(argument) for argument in (*more, *options)]
+        return [str(argument) for argument in (*options, *more)]
 
     def run(self, *more: object) -> int:
         """The exit status of a run."""
@@ -121,7 +121,7 @@ def test_rows_are_run_once_and_tabled(zoo, capsys):
 
     [call] = zoo.calls('small_coco')
     assert call[-2:] == ['--cfg-options', 'test_dataloader.batch_size=4']
-    cfg = Config.fromfile(zoo.out / 'small_coco/config.py')
+    cfg = Config.fromfile(zoo.out / 'rows/small_coco/config.py')
     assert call[0] == cfg.filename
     assert data_root(cfg) == f'{zoo.folder}/coco'
     assert cfg.test_evaluator[1].ann_file == f'{zoo.folder}/coco/annotations/val.json'
@@ -142,7 +142,7 @@ def test_row_that_fails_is_told_and_tried_again(zoo, capsys):
     assert {name: row['status'] for name, row in zoo.rows().items()} == {
         **dict(small_coco='failed', large_coco='done', small_ade='failed')
     }
-    log = zoo.out / 'small_coco/log.txt'
+    log = zoo.out / 'rows/small_coco/log.txt'
     told = f'small_coco: FAILED: test.py: no such thing; log: {log}'
     assert told in capsys.readouterr().out
     assert log.read_text().endswith('test.py: no such thing\n')
@@ -154,6 +154,19 @@ def test_row_that_fails_is_told_and_tried_again(zoo, capsys):
     assert zoo.run(*TESTED) == 0
     assert [len(zoo.calls(name)) for name in TESTED] == [2, 1, 2]
     assert '**failed**' not in (zoo.out / 'accuracy.md').read_text()
+
+
+def test_training_beside_the_results_stays(zoo):
+    """The folder of a training has the name of its config."""
+    training = zoo.out / 'small_ade'
+    training.mkdir(parents=True)
+    (training / 'iter_9.pth').write_text(measured(mIoU=50.0))
+    (training / 'last_checkpoint').write_text(str(training / 'iter_9.pth'))
+    assert zoo.run('small_ade', '--checkpoints', zoo.out) == 0
+    assert zoo.run('small_ade', '--checkpoint', f'*={training}/iter_9.pth') == 0
+    assert sorted(path.name for path in training.iterdir()) == [
+        *('iter_9.calls', 'iter_9.pth', 'last_checkpoint')
+    ]
 
 
 def test_nothing_is_run_if_something_is_missing(zoo, capsys):
@@ -195,7 +208,7 @@ def test_dry_run_writes_nothing(zoo, capsys):
     assert out.startswith('large_coco: to run\n')
     assert f'checkpoint: {zoo.folder}/checkpoints/large_coco.pth\n' in out
     assert f'data: coco, {zoo.folder}/coco (annotations/val.json)\n' in out
-    assert f'{zoo.folder}/tools/test.py {zoo.out}/large_coco/config.py' in out
+    assert f'{zoo.folder}/tools/test.py {zoo.out}/rows/large_coco/config.py' in out
     assert not zoo.out.exists() and not zoo.calls('large_coco')
     assert zoo.run('large_coco') == 0
     capsys.readouterr()
@@ -252,7 +265,7 @@ def test_slurm(zoo, monkeypatch):
 
 def test_stopped_it_ends_the_test_and_goes_on_later(zoo):
     zoo.give('small_ade', 'wait')
-    log = zoo.out / 'small_ade/log.txt'
+    log = zoo.out / 'rows/small_ade/log.txt'
 
     def stop() -> None:
         for _ in range(600):
@@ -268,7 +281,7 @@ def test_stopped_it_ends_the_test_and_goes_on_later(zoo):
     thread.join()
     assert caught.value.code == 128 + signal.SIGTERM
     assert time.monotonic() - start < 60  # the test would have waited for longer
-    assert not (zoo.out / 'small_ade/state.json').exists()
+    assert not (zoo.out / 'rows/small_ade/state.json').exists()
     states = {name: row['status'] for name, row in zoo.rows().items()}
     assert states == dict(small_coco='done', large_coco='done', small_ade='not run')
     assert '* **not run yet**: small_ade' in (zoo.out / 'accuracy.md').read_text()
@@ -286,7 +299,9 @@ def run_real(monkeypatch):
         index, arguments = write_models(folder, datasets)
         out = folder / 'out'
         status = tool.main([*arguments, '--model-index', str(index), '--out', str(out), *more])
-        assert status == 0, '\n'.join(path.read_text()[-3000:] for path in out.glob('*/log.txt'))
+        assert status == 0, '\n'.join(
+            path.read_text()[-3000:] for path in out.glob('rows/*/log.txt')
+        )
         rows = json.loads((out / 'accuracy.json').read_text())['rows']
         return {row['dataset']: row for row in rows}
 

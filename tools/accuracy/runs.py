@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from demo_run.parallel import BEGIN, DONE, Progress
-from demo_run.results import newest
 
 from .launchers import Launcher
 from .report import compare, say
@@ -33,7 +32,8 @@ class Runs:
     """Runs rows and knows which of them are complete.
 
     Args:
-        folder: Each row has a folder in it: `state.json`, `log.txt`, `config.py`, `run/`.
+        folder: Of the results. What a row writes is in `rows/NAME`, which is emptied when it is run
+            again: `state.json`, `log.txt`, `config.py`, `run/`.
         launcher: How a test is started.
         options: Of `--cfg-options`, `KEY=VALUE`.
         progress: Gets every line of output.
@@ -42,7 +42,7 @@ class Runs:
     def __init__(
         self, folder: Path, launcher: Launcher, options: Sequence[str], progress: Progress
     ) -> None:
-        self.folder, self.launcher, self.options = folder, launcher, options
+        self.folder, self.launcher, self.options = folder / 'rows', launcher, options
         self.progress = progress
         self.stopped = threading.Event()
         self.processes: set[subprocess.Popen] = set()
@@ -158,10 +158,9 @@ def collect(row: Row, folder: Path, status: int, launcher: Launcher) -> dict:
     if status:
         error = last_error(text) or f'exit status {status}'
         return state | {'status': 'failed', 'error': error}
-    try:
-        metrics = json.loads(newest(folder / 'run', '*/*.json').read_text())
-    except FileNotFoundError as error:
-        return state | {'status': 'failed', 'error': str(error)}
+    metrics = {}
+    for path in (folder / 'run').glob('*/*.json'):  # there is one, or none
+        metrics = json.loads(path.read_text())
     speed = {key: metrics.pop(key, None) for key in ('time', 'data_time')}
     metrics = {
         key: value if math.isfinite(value) else None
