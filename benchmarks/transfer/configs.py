@@ -19,7 +19,7 @@ BACKBONES = {
         type='itpn_mm.FastiTPN', arch=ARCH, img_size=IMG_SIZE, layer_scale_init_value=None
     ),
 }
-ITERATIONS = 500
+ITERATIONS, BATCH = 500, 32
 FINETUNINGS = {
     'classes': 'configs/segmentation/upernet_hivit-demo-itpn-pixel_tpn_1xb4-400i_nuclei.py',
     'instances': 'configs/detection/mask-rcnn_hivit-demo-itpn-pixel_tpn_1xb4-24e_nuclei.py',
@@ -47,8 +47,9 @@ def neck(family: str) -> dict:
     )
 
 
-def pretraining(chain: Chain, iterations: int = ITERATIONS) -> Config:
+def pretraining(chain: Chain) -> Config:
     """The config of a chain's pre-training."""
+    iterations = ITERATIONS
     cfg = Config.fromfile(
         ROOT / 'configs/pretraining/itpn-pixel_hivit-demo-p16_1xb32-coslr-24e_photographs.py'
     )
@@ -72,7 +73,7 @@ def pretraining(chain: Chain, iterations: int = ITERATIONS) -> Config:
         ],
     )
     cfg.train_dataloader = dict(
-        batch_size=32,
+        batch_size=BATCH,
         num_workers=0,
         sampler=dict(type='InfiniteSampler', shuffle=True),
         collate_fn=dict(type='default_collate'),
@@ -163,9 +164,7 @@ def two_views() -> list[dict]:
     ]
 
 
-def finetuning(
-    chain: Chain, task: str, checkpoint: Path | None, pyramid: bool, iterations: int | None = None
-) -> Config:
+def finetuning(chain: Chain, task: str, checkpoint: Path | None, pyramid: bool) -> Config:
     """The config of a fine-tuning.
 
     Args:
@@ -173,9 +172,8 @@ def finetuning(
         task: One of `plan.TASKS`.
         checkpoint: What the backbone starts from; `None` for random weights.
         pyramid: Whether the pyramid starts from it, too.
-        iterations: Length; `None` for that of the study.
     """
-    iterations = iterations or LENGTHS[task]
+    iterations = LENGTHS[task]
     cfg = Config.fromfile(ROOT / FINETUNINGS[task])
     old = cfg.model.neck
     extra = {k: old[k] for k in ('out_strides', 'concat_inputs', 'pool') if k in old}
