@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 
-from .engine.preflight import check_config
+from .engine.config_paths import check_config
 from .hosts import describe_distributions, is_installed
 
 SCOPES = ('mmpretrain', 'mmdet', 'mmseg', 'mmrotate')

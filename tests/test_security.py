@@ -19,7 +19,7 @@ from torch import nn
 
 from itpn_mm.checkpoint import load_pretrained, read_checkpoint
 from itpn_mm.engine import load_trained
-from itpn_mm.engine.load_hook import SCHEME
+from itpn_mm.engine.runner_load import SCHEME
 from itpn_mm.registry import MODELS
 
 pytestmark = pytest.mark.checklist('security')

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import nn
 
 from ..registry import HOOKS
-from .ema_hook import unwrap
+from .wrappers import unwrap
 
 # Those of torch.compile, and whether they replay CUDA graphs.
 MODES = {
@@ -37,12 +36,12 @@ class CompileHook(Hook):
     Batches of more shapes than allowed are computed without compilation; torch warns once.
 
     Args:
-        parts (sequence of str): Names of the parts of the model to compile.
-        mode (str, optional): That of `torch.compile`: 'reduce-overhead' replays CUDA graphs, which
-            take the memory of each shape for themselves; 'max-autotune' also tries kernels.
-        max_shapes (int): Shapes that a part may be compiled for in training, and again without
-            gradients in validation and test. The limit of torch becomes twice as many graphs, for
-            all compiled functions of the process.
+        parts: Names of the parts of the model to compile.
+        mode: That of `torch.compile`: 'reduce-overhead' replays CUDA graphs, which take the memory
+            of each shape for themselves; 'max-autotune' also tries kernels.
+        max_shapes: Shapes that a part may be compiled for in training, and again without gradients
+            in validation and test. The limit of torch becomes twice as many graphs, for all
+            compiled functions of the process.
 
     Raises:
         ValueError: An argument does not fit, or the model has no such part.
@@ -69,7 +68,6 @@ class CompileHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Mark the parts for compilation; called ahead of training, validation and test alike."""
         model = unwrap(runner.model)
-        model = model.module if isinstance(model, BaseTTAModel) else model
         for name in self.parts:
             part = getattr(model, name, None)
             if not isinstance(part, nn.Module):

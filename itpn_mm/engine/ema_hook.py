@@ -2,12 +2,11 @@
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
 
 from ..registry import HOOKS
 from .fsdp import whole_root
+from .wrappers import has_stepped, unwrap
 
 
 @HOOKS.register_module()
@@ -65,16 +64,3 @@ class EMATeacherHook(Hook):
             model = unwrap(runner.model)
             with whole_root(runner.model):
                 model.teacher.update_parameters(model.backbone)
-
-
-def has_stepped(runner: Runner) -> bool:
-    """Whether the iteration that just ran ended with a step of the optimizer."""
-    if hasattr(runner.optim_wrapper, 'should_update'):
-        return runner.optim_wrapper.should_update()
-    engine = runner.model  # DeepSpeed counts by itself
-    return engine.micro_steps % engine.gradient_accumulation_steps() == 0
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside a wrapper for distributed training, or the model itself."""
-    return model.module if is_model_wrapper(model) else model

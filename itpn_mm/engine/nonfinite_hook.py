@@ -10,18 +10,16 @@ import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..registry import HOOKS
-from .ema_hook import unwrap
 from .nonfinite import all_finite, as_plain, find_cause, name_error, paths_of
 from .seed_hook import seed_iteration
+from .wrappers import has_all_weights, unwrap
 
 # What a model may raise that NaN goes through.
 FAILURES = (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError)
@@ -202,9 +200,8 @@ class NonFiniteHook(Hook):
         if self._files > MOST_FILES:
             return f'not saved, as there are {MOST_FILES} files'
         path = Path(runner.work_dir) / f'nonfinite_iter_{iteration}_rank{runner.rank}.pth'
-        weights = (
-            unwrap(runner.model).state_dict() if with_weights and _is_whole(runner.model) else {}
-        )
+        with_weights = with_weights and has_all_weights(runner.model)
+        weights = unwrap(runner.model).state_dict() if with_weights else {}
         content = dict(
             iteration=iteration,
             epoch=runner.epoch,
@@ -217,10 +214,7 @@ class NonFiniteHook(Hook):
         )
         try:
             torch.save(content, path)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # such as a full disk, which must not hide the rest
+        except (OSError, RuntimeError) as error:  # a full disk, say, must not hide the rest
             return f'not saved: {name_error(error)}'
         return f'saved to {path}'
 
@@ -229,7 +223,7 @@ class NonFiniteHook(Hook):
 
         All are run on each rank, as a model may wait for the others.
         """
-        if not _is_whole(runner.model):
+        if not has_all_weights(runner.model):
             kind = type(runner.model).__name__
             return [(*place, None, f'not looked for in {kind}') for place in self._batches]
         found = []
@@ -261,11 +255,6 @@ class NonFiniteHook(Hook):
             return find_cause(model, step)
 
 
-def _is_whole(model: nn.Module) -> bool:
-    """Whether each process has all weights, and runs the model inside without the wrapper."""
-    return not is_model_wrapper(model) or isinstance(model, DistributedDataParallel)
-
-
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group['params']]
 
@@ -273,7 +262,7 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 def _spoilt(model: nn.Module, tensors: Sequence[Tensor]) -> bool:
     """Whether a tensor is not finite, on any rank where ranks have shards of their own."""
     bad = not all_finite(tensors)
-    if _is_whole(model):  # gradients have been averaged and are the same
+    if has_all_weights(model):  # gradients have been averaged and are the same
         return bad
     anywhere = torch.tensor(bad, dtype=torch.uint8, device=tensors[0].device)
     all_reduce(anywhere, 'max')

@@ -5,13 +5,11 @@ import logging
 import torch
 from mmengine.dist import all_reduce
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from .ema_hook import has_stepped, unwrap
+from .wrappers import has_all_weights, has_stepped, unwrap
 
 
 def partial_gradients(runner: Runner) -> dict[str, Tensor]:
@@ -22,7 +20,7 @@ def partial_gradients(runner: Runner) -> dict[str, Tensor]:
     """
     if isinstance(runner.optim_wrapper, OptimWrapperDict) or has_stepped(runner):
         return {}
-    if is_model_wrapper(runner.model) and not isinstance(runner.model, DistributedDataParallel):
+    if not has_all_weights(runner.model):
         print_log(
             f'iteration {runner.iter} is between two steps of the optimizer, and the checkpoint '
             f'lacks the gradients of {type(runner.model).__name__} since the last: a run that '

@@ -15,7 +15,7 @@ from mmengine.fileio import get_file_backend
 from itpn_mm.checkpoint import storage
 from itpn_mm.checkpoint.resume import check_file, newest_good
 from itpn_mm.checkpoint.storage import ATOMIC_BACKEND, remove_unfinished
-from itpn_mm.engine.load_hook import prepare_load
+from itpn_mm.engine.runner_load import prepare_load
 
 from .runs import make_runner
 

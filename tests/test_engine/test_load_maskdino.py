@@ -15,7 +15,7 @@ from itpn_mm.engine import load_trained
 from itpn_mm.maskdino import MaskDINOBase
 
 from ..test_checkpoint.test_maskdino import HIGH2LOW, LOW2HIGH, released
-from .test_load_hook import load_into, log, make_runner  # noqa: F401 (a fixture)
+from .test_runner_load import load_into, log, make_runner  # noqa: F401 (a fixture)
 
 SIZES = (0.4, 0.2, 0.1, 0.05)
 

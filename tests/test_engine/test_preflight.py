@@ -1,15 +1,17 @@
 """Missing paths and images that are not finite: found early, named, in one line."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseModel
+from mmengine.model import BaseModel, BaseTTAModel
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from itpn_mm.engine import check_config
+from itpn_mm.engine import PreflightHook, check_config
 from itpn_mm.engine.preflight import check_images_finite
 
 
@@ -240,3 +242,19 @@ def test_hook_stops_a_misfit_before_weights_are_initialised(tmp_path):
         make_runner(model, tmp_path).train()
     assert not initialised
     assert model.steps == 0
+
+
+class Augmented(BaseTTAModel):
+    def merge_preds(self, data_samples_list: list) -> list:
+        return data_samples_list
+
+
+def test_hook_looks_into_test_time_augmentation():
+    """Parts that do not fit are found in the model that is augmented, not in its wrapper."""
+    inner = Model()
+    inner.backbone.out_channels = (8, 16)
+    inner.neck = nn.Identity()
+    inner.neck.in_channels, inner.neck.num_outs = (8, 32), 2
+    runner = SimpleNamespace(model=Augmented(inner))
+    with pytest.raises(ValueError, match=r'`neck.in_channels` is \(8, 32\)'):
+        PreflightHook(trust=True).before_run(runner)

@@ -11,7 +11,8 @@ from mmengine.config import Config
 pytest.importorskip('mmpretrain')
 
 from itpn_mm.checkpoint import read_checkpoint
-from itpn_mm.engine.ema_hook import EMATeacherHook, has_stepped
+from itpn_mm.engine.ema_hook import EMATeacherHook
+from itpn_mm.engine.wrappers import has_stepped
 from itpn_mm.registry import MODELS
 
 from ..test_pretraining.models import itpn_cfg

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from itpn_mm.engine.ema_hook import unwrap
+from itpn_mm.engine.wrappers import unwrap
 
 from ..tiny_configs import ROOT, parse, plain_text, shrink
 
