@@ -47,7 +47,8 @@ CHAINS = {
 }
 COMMANDS = {name: {chain: f'python {name}'} for name, chain in CHAINS.items()}
 LICENCES = [
-    dict(package='stardist', version='0.9.2', licence='BSD-3-Clause', made='nuclei', text='<as is>')
+    page.Licence('stardist', '0.9.2', 'BSD-3-Clause', ('nuclei', 'photographs'), '<as is>'),
+    page.Licence('deepforest', '2.1.0', 'MIT', ('aerial', 'aerial_rotated'), ''),
 ]
 
 
@@ -219,6 +220,8 @@ def test_page_shows_every_result(tmp_path):
     for name in SECTIONS:
         assert f'python {name}' in text and f'bash tools/demo.sh {name}' in text
     assert 'Smoke run' not in text
+    assert text.count('Data: stardist 0.9.2 (BSD-3-Clause).') == 3  # of nuclei
+    assert text.count('Data: deepforest 2.1.0 (MIT).') == 2  # of trees
 
 
 def test_smoke_run_says_that_its_figures_mean_nothing(tmp_path):

@@ -19,7 +19,7 @@ from demo import Demo
 from demo_run.acceleration_plan import SEEDS as ACCELERATION_SEEDS
 from demo_run.command import relative
 from demo_run.digits_plan import SEEDS
-from demo_run.page import PAGE, make_page
+from demo_run.page import PAGE, Licence, make_page
 from demo_run.page_sections import SECTIONS
 from demo_run.steps import ROOT
 from prepare_demo_data import ARCHIVES, DATA_SETS
@@ -70,20 +70,20 @@ def typed(command: Sequence[str]) -> str:
     return shlex.join(['python', *command[1:]])
 
 
-def licences() -> list[dict[str, str]]:
+def licences() -> list[Licence]:
     """The packages that the pictures are of, with the texts of their licences if they are there."""
     found = []
     for package, archive in ARCHIVES.items():
         text = DATA / 'licenses' / f'{package}.txt'
-        made = [name for name, data in DATA_SETS.items() if package in data.packages]
+        made = tuple(name for name, data in DATA_SETS.items() if package in data.packages)
         found.append(
-            {
-                'package': package,
-                'version': archive.version,
-                'licence': archive.licence,
-                'made': ', '.join(made),
-                'text': text.read_text() if text.exists() else '',
-            }
+            Licence(
+                package,
+                archive.version,
+                archive.licence,
+                made,
+                text.read_text() if text.exists() else '',
+            )
         )
     return found
 

@@ -34,6 +34,17 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Licence:
+    """A package that carries data: its licence with the text of it, the data sets made of it."""
+
+    package: str
+    version: str
+    licence: str
+    data: Sequence[str]
+    text: str
+
+
+@dataclass(frozen=True)
 class Shown:
     """A section as the template gets it.
 
@@ -47,6 +58,7 @@ class Shown:
         finished: When its last run ended.
         table: HTML.
         pictures: Those that there are.
+        sources: The packages that its data are of, with their licences.
         command: That runs it again.
         commands: Of its trainings and evaluations alone.
     """
@@ -60,20 +72,20 @@ class Shown:
     finished: str
     table: str
     pictures: Sequence[Picture]
+    sources: str
     command: str
     commands: Sequence[str]
 
 
 def make_page(
-    work: Path, commands: Mapping[str, Mapping[str, str]], licences: Sequence[Mapping[str, str]]
+    work: Path, commands: Mapping[str, Mapping[str, str]], licences: Sequence[Licence]
 ) -> str:
     """The page of what lies in a folder.
 
     Args:
         work: Folder of all demos; any of them may be missing.
         commands: Of the chains of each demo, by name.
-        licences: `package`, `version`, `licence`, `made` (data sets) and `text` of what pictures
-            are of.
+        licences: Of the packages that the data are of.
     """
     summaries = {name: read_json(work / s.folder / s.summary) for name, s in SECTIONS.items()}
     found = {name: summary['machine'] for name, summary in summaries.items() if summary}
@@ -85,14 +97,20 @@ def make_page(
         lstrip_blocks=True,
     )
     return here.get_template(TEMPLATE).render(
-        sections=[show(work, name, summaries[name], commands[name]) for name in SECTIONS],
+        sections=[show(work, name, summaries[name], commands[name], licences) for name in SECTIONS],
         run=read_record(work),
         machines=group_machines(found or {'this page': describe_machine(used_gpu=False)}),
         licences=licences,
     )
 
 
-def show(work: Path, name: str, summary: dict, commands: Mapping[str, str]) -> Shown:
+def show(
+    work: Path,
+    name: str,
+    summary: dict,
+    commands: Mapping[str, str],
+    licences: Sequence[Licence],
+) -> Shown:
     """A section, as far as there are results."""
     section, folder = SECTIONS[name], work / SECTIONS[name].folder
     status = read_json(folder / STATUS)
@@ -118,6 +136,11 @@ def show(work: Path, name: str, summary: dict, commands: Mapping[str, str]) -> S
             for file, caption in section.pictures.items()
             if summary and (folder / file).exists()
         ],
+        '; '.join(
+            f'{one.package} {one.version} ({one.licence})'
+            for one in licences
+            if set(section.data) & set(one.data)
+        ),
         f'bash tools/demo.sh {name}{section.options(summary) if summary else ""}',
         chosen(commands, summary.get('seconds_of_tasks')),
     )

@@ -28,7 +28,7 @@ class Section:
         headline: The main result in a few words.
         options: Options of `tools/demo.sh` that give such a summary.
         pictures: Captions by file.
-        data: Data sets that are shown, or trained on.
+        data: Data sets that its pictures show, or its table is of.
         folder: Of its results, in that of all demos.
     """
 
@@ -121,7 +121,7 @@ SECTIONS = {
         digits_headline,
         seeds,
         {'digits.png': 'Top-1 over the number of labels.'},
-        ('photographs', 'digits'),
+        ('digits',),
         'digits',
     ),
     'detection': Section(
@@ -138,7 +138,7 @@ SECTIONS = {
             'photograph.png': 'All that was found in it.',
             'curves.png': 'Losses and validation.',
         },
-        ('photographs', 'aerial'),
+        ('aerial',),
         'detection',
     ),
     'rotated': Section(
@@ -153,7 +153,7 @@ SECTIONS = {
             'photograph.png': 'All that was found in it.',
             'curves.png': 'The loss.',
         },
-        ('photographs', 'aerial_rotated'),
+        ('aerial_rotated',),
         'rotated',
     ),
     'segmentation': Section(
@@ -168,7 +168,7 @@ SECTIONS = {
             'overlays.png': 'The held-out region: truth, classes and instances.',
             'curves.png': 'Losses and validation.',
         },
-        ('photographs', 'nuclei', 'nuclei_semantic'),
+        ('nuclei', 'nuclei_semantic'),
         'segmentation',
     ),
     'acceleration': Section(
@@ -181,7 +181,7 @@ SECTIONS = {
         acceleration_headline,
         seeds,
         {'acceleration.png': 'AP and speed of each setting; a point is a seed.'},
-        ('photographs', 'nuclei'),
+        ('nuclei',),
         'acceleration',
     ),
 }
