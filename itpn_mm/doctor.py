@@ -16,7 +16,7 @@ from .version import __version__
 PYTHON_RANGE = ((3, 10), (3, 12))
 CORE = ('torch', 'safetensors', 'mmengine')
 PIP = f'{sys.executable} -m pip install'
-CORE_MODULES = ('itpn_mm.backbones', 'itpn_mm.necks', 'itpn_mm.engine')
+CORE_MODULES = ('itpn_mm.backbones', 'itpn_mm.necks', 'itpn_mm.acceleration', 'itpn_mm.engine')
 
 
 @dataclass

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from itpn_mm import doctor
+from itpn_mm import doctor, registry
 from itpn_mm.__main__ import main
 from itpn_mm.doctor import Package
 from itpn_mm.hosts import DISTRIBUTIONS, PARTS, STACKS, describe_distributions
@@ -143,3 +143,8 @@ def test_part_whose_own_module_breaks(monkeypatch):
     core, lines = doctor.report_parts(healthy(), None)
     assert core
     assert any('pre-training' in line and 'CANNOT RUN, boom' in line for line in lines)
+
+
+def test_core_is_what_mmengine_imports_to_build_anything():
+    found = {place for name in registry.__all__ for place in getattr(registry, name)._locations}
+    assert set(doctor.CORE_MODULES) == found - {'itpn_mm.optional'}

@@ -21,7 +21,7 @@ CROSS_GRID = 16
 
 @dataclass(frozen=True)
 class Departure:
-    """Tokens that leave before a layer (an entry of the paper's store sequence).
+    """Tokens that leave before a layer: u' and pos of Equation 6, an entry of the store sequence.
 
     Args:
         layer: The layer.
@@ -106,7 +106,7 @@ class Acceleration(nn.Module):
         )
 
     def forward(self, backbone: HiViT, x: Tensor, tokens: TokenGrid) -> Tensor:
-        """Stage 3 of a backbone: (B, P + L, E) -> patches (B, L, E) in the order of the grid.
+        """Stage 3 with replenishing: (B, P + L, E) -> patches (B, L, E) in the order of the grid.
 
         Args:
             backbone: The backbone, whose blocks run.
@@ -192,7 +192,7 @@ class Acceleration(nn.Module):
         before: Sequence[int],
         after: Sequence[int],
     ) -> tuple[Tensor, Tensor, Departure]:
-        """Take tokens away, so that windows have not ``before`` but ``after`` tokens."""
+        """Take tokens away: windows of ``before`` tokens then have ``after`` (Equation 6)."""
         num_other = x.shape[1] - ids.shape[1]  # gathering and class tokens, which stay
         stay, leave = choose_rows(block.mean_keys(x[:, num_other:]), grid, before, after)
         other = torch.arange(num_other, device=x.device).expand(x.shape[0], -1)

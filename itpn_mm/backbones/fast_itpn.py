@@ -1,4 +1,4 @@
-"""Fast-iTPN's backbone (Section 4, Table II; arXiv 2211.12735)."""
+"""Fast-iTPN's backbone (Section 4.3, Table II)."""
 
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from itpn_mm.layers import (
     RelativePositionBias,
 )
 from itpn_mm.layers.arguments import check_flags
+from itpn_mm.layers.linear import init_linear
 from itpn_mm.registry import MODELS
 
 from .hivit import HiViT
@@ -95,7 +96,7 @@ class FastiTPN(HiViT):
 
     def _init_linears(self) -> None:
         """Stage 3 as HiViT; what the release has as convolutions keeps torch's default."""
-        self.stages[2].apply(self._init_linear)
+        self.stages[2].apply(init_linear)
 
     def _build_merge(self, dim: int, norm_eps: float) -> nn.Module:
         return PatchMerge(dim, norm_eps, norm_first=True)

@@ -1,4 +1,4 @@
-"""HiViT, the hierarchical vision transformer of iTPN (Section 3.1; arXiv 2205.14949)."""
+"""HiViT, the hierarchical vision transformer of iTPN (Section 3.4, Table I; arXiv 2205.14949)."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -27,7 +27,9 @@ from itpn_mm.layers.arguments import (
     check_positive,
     check_rates,
     check_sizes,
+    is_whole,
 )
+from itpn_mm.layers.linear import init_linear
 from itpn_mm.registry import MODELS
 
 from .arguments import parse_arch, parse_grid, parse_out_indices, parse_with_cp
@@ -132,7 +134,7 @@ class HiViT(PretrainedModule):
             raise ValueError(
                 f"`rel_pos_bias='decomposed'` needs a square `img_size`, but got {img_size}"
             )
-        if frozen_stages not in range(-1, 4):
+        if not is_whole(frozen_stages) or not -1 <= frozen_stages <= 3:
             raise ValueError(f'`frozen_stages` must be in -1..3, but got {frozen_stages!r}')
         self.acceleration: nn.Module | None = None  # set by TokenMigration
         self.frozen_stages = frozen_stages
@@ -185,7 +187,7 @@ class HiViT(PretrainedModule):
         )
 
     def _init_linears(self) -> None:
-        self.apply(self._init_linear)
+        self.apply(init_linear)
 
     def _build_merge(self, dim: int, norm_eps: float) -> nn.Module:
         return PatchMerge(dim, norm_eps)
@@ -212,14 +214,6 @@ class HiViT(PretrainedModule):
         """Relative position that all blocks share."""
         return RelativePositionBias(self.grid, num_heads) if kind == 'shared' else None
 
-    @staticmethod
-    def _init_linear(module: nn.Module) -> None:
-        """Truncated normal of 0.02 as in the released models; convolutions keep torch's default."""
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) -> maps (B, C, H / s, W / s) of the stages ``out_indices``.
 
@@ -234,7 +228,7 @@ class HiViT(PretrainedModule):
     def forward_stages(
         self, x: Tensor, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs of the three stages, channels last.
+        """Outputs of the three stages, channels last: U^1, U^2, U^3 of Equation 2.
 
         Args:
             x: Images (B, 3, H, W).
@@ -251,7 +245,7 @@ class HiViT(PretrainedModule):
     def forward_stem(
         self, x: Tensor, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, TokenGrid]:
-        """Everything before stage 3, which looks at each patch by itself.
+        """Stages 1 and 2, which look at each patch by itself (Equation 5).
 
         Args:
             x: Images (B, 3, H, W).
@@ -283,8 +277,9 @@ class HiViT(PretrainedModule):
         return self.run_blocks(x, tokens)[:, self.num_prefix_tokens :]
 
     def add_positions(self, x: Tensor, tokens: TokenGrid) -> Tensor:
-        """Add the position embedding, and the class token if there is one: (B, L, E) -> (B, P + L,
-        E), with P = ``num_prefix_tokens``.
+        """Add the position embedding, and the class token if there is one.
+
+        (B, L, E) -> (B, P + L, E), with P = ``num_prefix_tokens``.
         """
         if self.pos_embed is not None:
             x = x + self.position(tokens)
@@ -315,9 +310,7 @@ class HiViT(PretrainedModule):
         return pos if tokens.keep is None else pos[0][tokens.keep]
 
     def run_block(self, block: nn.Module, *args, stage: int = 2) -> Tensor:
-        """Call a block of a stage; its activations are recomputed in the backward pass if
-        ``with_cp`` says so.
-        """
+        """Call a block of a stage, which recomputes its activations if ``with_cp`` says so."""
         if stage in self.with_cp and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)

@@ -33,8 +33,9 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
 
 
 def whole_root(model: nn.Module) -> AbstractContextManager:
-    """A context in which the parameters outside of blocks are whole, and what is written to them
-    stays; for any model, which only one in FSDP needs.
+    """A context in which the parameters outside of blocks are whole, and changes to them stay.
+
+    Only a model in FSDP needs it; for any other nothing happens.
 
     The shards of a block lie alike in backbone and EMA teacher, so that these can be averaged as
     they are; those of the rest do not.
@@ -107,8 +108,9 @@ class FSDPStrategy(MMEngineFSDPStrategy):
         return optim_wrapper
 
     def save_checkpoint(self, filename: str, *, extra_ckpt: dict | None = None, **kwargs) -> None:
-        """As in mmengine; `meta` also has the shapes of whole tensors, and nothing is in place
-        before all processes have written it.
+        """As in mmengine, but the checkpoint is in place once all processes have written it.
+
+        `meta` also has the shapes of whole tensors.
         """
         extra_ckpt = extra_ckpt or {}
         extra_ckpt.setdefault('meta', {})['shapes'] = self.shapes

@@ -54,8 +54,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     `eta_min` is the same absolute floor for all layers, above the rate of the first ones.
 
     Args:
-        optim_wrapper_cfg (dict): As in `DefaultOptimWrapperConstructor`; `optimizer.lr` is needed.
-        paramwise_cfg (dict): The settings:
+        optim_wrapper_cfg: As in `DefaultOptimWrapperConstructor`; `optimizer.lr` is needed.
+        paramwise_cfg: The settings:
 
             - layer_decay_rate (float): In (0, 1]; needed.
             - unit (str): What counts as a layer: 'block' (default; a merge belongs to the block
@@ -224,8 +224,6 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def is_position_or_token(name: str) -> bool:
-    """Tell whether `name` is a position embedding, class or gathering token or relative position
-    table of the backbone.
-    """
+    """Tell whether `name` is of a position or token of the backbone, which is not decayed."""
     first, *parts = name.split('.')
     return first == 'backbone' and not POSITIONS_AND_TOKENS.isdisjoint(parts)

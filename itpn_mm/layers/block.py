@@ -51,8 +51,9 @@ def _scale(dim: int, init_value: float | None) -> nn.Module:
 
 
 class MlpBlock(nn.Module):
-    """Residual channel MLP, the block of stages 1 and 2 and of the pyramid: (..., C) -> (..., C),
-    position by position.
+    """Residual channel MLP, the block of stages 1 and 2 and of the pyramid.
+
+    Position by position: (..., C) -> (..., C).
 
     Args:
         dim: Channels C.

@@ -1,4 +1,4 @@
-"""Linear layer whose bias is added by the GEMM itself where that helps."""
+"""Linear layers: a bias that the GEMM itself adds where that helps, and weights to start from."""
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         and _get_current_dispatch_mode() is None  # such as a FLOP counter, which does not know it
     )
     return _FUSED(x, weight, bias, 'none', [], 'none') if fused else F.linear(x, weight, bias)
+
+
+def init_linear(module: nn.Module) -> None:
+    """For ``apply``: linear layers start as in the released models, all else as it is.
+
+    Truncated normal of deviation 0.02, and no bias.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class Linear(nn.Linear):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def choose_leaving(keys: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Choose the tokens of each window that are most like another one.
+    """Choose the tokens of each window that are most like another one (Section 4.1).
 
     The tokens alternate between two sets, A and B. Those of A with the largest cosine between their
     key and any key of B leave.

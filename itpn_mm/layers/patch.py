@@ -110,14 +110,13 @@ class PatchMerge(nn.Module):
     @staticmethod
     def _concat(x: Tensor) -> Tensor:
         n, h, w, c = x.shape
-        x = x.view(n, h // 2, 2, w // 2, 2, c).permute(
-            0, 1, 3, 4, 2, 5
-        )  # (n, h, w, column, row, c)
+        # (n, h, row, w, column, c) -> (n, h, w, column, row, c)
+        x = x.view(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 4, 2, 5)
         return x.reshape(n, h // 2, w // 2, 4 * c)
 
 
 class PatchSplit(nn.Module):
-    """Split each token into 2 x 2 tokens: the function g of the pyramid (paper, Section 3.2)."""
+    """Split each token into 2 x 2 tokens: the function g of the pyramid (Equation 3)."""
 
     def __init__(self, dim: int, out_dim: int, bias: bool = False, norm_eps: float = 1e-6) -> None:
         super().__init__()

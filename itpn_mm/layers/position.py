@@ -85,8 +85,9 @@ def sincos_pos_embed(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 def _interpolate(x: Tensor, mode: str, **kwargs) -> Tensor:
-    """``F.interpolate`` in at least float32 (half precision would lose the small offsets); the
-    dtype is restored.
+    """``F.interpolate`` in at least float32, where half precision would lose small offsets.
+
+    The dtype is restored.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return F.interpolate(wide, mode=mode, align_corners=False, **kwargs).to(x.dtype)
@@ -185,8 +186,7 @@ def _add_cls(bias: Tensor, rows: Tensor) -> Tensor:
 
 
 class RelativePositionBias(nn.Module):
-    """Bias from a joint table over (row, column) differences (Swin, BEiT): gives (B or 1, heads, L,
-    L).
+    """Bias (B or 1, heads, L, L) from a joint table over (row, column) differences (Swin, BEiT).
 
     Args:
         window: Grid (h, w) the table is made for; it is resampled for any other grid.
@@ -219,8 +219,7 @@ class RelativePositionBias(nn.Module):
 
 
 class DecoupledRelativePositionBias(nn.Module):
-    """Bias from one table over row and one over column differences (Fast-iTPN): gives (B or 1,
-    heads, L, L).
+    """Bias (B or 1, heads, L, L) from a table over row and one over column differences (Fast-iTPN).
 
     Args:
         window: Grid (h, w) the tables are made for; they are resampled for any other grid.
@@ -250,8 +249,7 @@ class DecoupledRelativePositionBias(nn.Module):
 
 
 class DecomposedRelativePosition(nn.Module):
-    """Bias q . R_row + q . R_column with the unscaled query (MViTv2, ViTDet): gives (B, heads, L,
-    L).
+    """Bias (B, heads, L, L) = q . R_row + q . R_column, of the unscaled query (MViTv2, ViTDet).
 
     Args:
         size: Side of the grid that the two tables are made for; they are resampled for any other.

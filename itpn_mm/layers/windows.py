@@ -97,8 +97,13 @@ def _cut(length: int, count: int) -> list[tuple[int, int]]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention: queries (B, L, heads, d), keys and values (B, M, heads, d) -> (B, L,
-    heads, d). ``bias`` (B or 1, heads, L, M) is added to the scaled logits.
+    """Softmax attention of queries (B, L, heads, d) to M keys: (B, L, heads, d).
+
+    Args:
+        q: Queries.
+        k: Keys (B, M, heads, d).
+        v: Values (B, M, heads, d).
+        bias: What is added to the scaled logits, (B or 1, heads, L, M).
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
@@ -177,8 +182,9 @@ class TokenWindows:
         return out + self.scale(attend(q, k_gathering, v_gathering, self.cross_bias).flatten(2))
 
     def share(self, x: Tensor, rel_pos: nn.Module) -> 'TokenWindows':
-        """The same with the biases of a relative position that all blocks share; it is computed
-        once, before the blocks.
+        """The same with the biases of a relative position that all blocks share.
+
+        They are computed once, before the blocks.
 
         Args:
             x: Tokens (B, G + P + patches, E).
@@ -218,8 +224,9 @@ class TokenWindows:
 
 
 def _fold(x: Tensor, num: int, prefix: Tensor | None = None) -> Tensor:
-    """Windows become images: (B, num * length, heads, d) -> (B * num, P + length, heads, d), each
-    with the tokens ``prefix`` (B, P, heads, d) of its image before it.
+    """Windows become images: (B, num * length, heads, d) -> (B * num, P + length, heads, d).
+
+    Each has the tokens ``prefix`` (B, P, heads, d) of its image before it.
     """
     x = x.unflatten(1, (num, -1))
     if prefix is not None and prefix.shape[1]:

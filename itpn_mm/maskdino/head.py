@@ -182,9 +182,11 @@ class MaskDINOBase(BaseModule):
 
     @staticmethod
     def last_predictions(outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of classes (B, M, K or K + 1), boxes (B, M, 4) and logits of masks (B, M, H, W)
-        of the last layer, in single precision. In padding, masks go on as at the image's border,
-        so that they can be resized.
+        """What the last layer says, in single precision.
+
+        Returns:
+            Logits of classes (B, M, K or K + 1), boxes (B, M, 4), and logits of masks (B, M, H, W),
+            which go on in padding as at the image's border, so that they can be resized.
         """
         cls_logits, boxes, mask_embeds = next(iter(outputs.matching))
         masks = predict_masks(mask_embeds, outputs.mask_features)

@@ -17,7 +17,7 @@ from .precision import single_precision
 from .targets import Target
 from .tokens import LevelTokens
 
-# A proposal is an invalid one where its centre or size leaves this range.
+# A proposal is valid as long as its centre and size are within this range.
 _PROPOSAL_RANGE = (0.01, 0.99)
 
 

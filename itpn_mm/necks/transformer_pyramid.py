@@ -1,4 +1,4 @@
-"""The feature pyramid that is pre-trained together with the backbone (paper, Section 3.2)."""
+"""The feature pyramid that is pre-trained together with the backbone (Section 3.2, Equation 3)."""
 
 from collections.abc import Sequence
 
@@ -16,6 +16,7 @@ from itpn_mm.layers.arguments import (
     check_sizes,
     is_whole,
 )
+from itpn_mm.layers.linear import init_linear
 from itpn_mm.registry import MODELS
 
 POOLS = {'avg': F.avg_pool2d, 'max': F.max_pool2d}
@@ -23,7 +24,9 @@ POOLS = {'avg': F.avg_pool2d, 'max': F.max_pool2d}
 
 @MODELS.register_module()
 class TransformerPyramidNeck(PretrainedModule):
-    """Top-down pyramid of token splitting and channel MLPs: V^S = U^S, V^s = U^s + g^s(V^(s+1)).
+    """Top-down pyramid of token splitting and channel MLPs (Section 3.2).
+
+    V^S = U^S, V^s = U^s + g^s(V^(s+1)): Equation 3, with U^s the maps of the backbone.
 
     Every step is point-wise or splits a token into 2 x 2, so maps of a few patches and maps of a
     whole image go through the same code. Levels are called by stride: ``p4``, ``p8``, ``p16``. What
@@ -101,12 +104,8 @@ class TransformerPyramidNeck(PretrainedModule):
             )
 
         top = self.in_strides[-1]
-        levels = {s for s in self.out_strides if s < top} | (
-            {top} if self.out_strides[-1] >= top else set()
-        )
-        self._levels = tuple(
-            s for s in self.in_strides if s in levels
-        )  # those that are returned or pooled
+        needed = {min(stride, top) for stride in self.out_strides}  # coarser ones are pooled
+        self._levels = tuple(stride for stride in self.in_strides if stride in needed)
         channels = dict(zip(self.in_strides, self.in_channels, strict=True))
 
         self.laterals, self.splits, self.blocks = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
@@ -126,15 +125,7 @@ class TransformerPyramidNeck(PretrainedModule):
         )
         extra = {s: channels[min(s, top)] if concat_inputs else 0 for s in self.out_strides}
         self.level_channels = tuple(out_channels + extra[s] for s in self.out_strides)
-        self.apply(self._init_linear)
-
-    @staticmethod
-    def _init_linear(module: nn.Module) -> None:
-        """Truncated normal of 0.02, as the released models are initialised."""
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        self.apply(init_linear)
 
     def _check_strides(self) -> None:
         ins, outs = self.in_strides, self.out_strides
@@ -149,9 +140,7 @@ class TransformerPyramidNeck(PretrainedModule):
             raise ValueError(f'`out_strides` must be rising and out of {allowed}, but got {outs}')
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Maps (B, C, H / s, W / s) of the backbone -> maps (B, F, H / s, W / s) at
-        ``out_strides``.
-        """
+        """Maps (B, C, H / s, W / s) of the backbone -> maps (B, F, H / s, W / s) of the pyramid."""
         maps = [x.permute(0, 2, 3, 1) for x in inputs]
         self._check_maps(maps)
         # Contiguous, because mmcv's operators (RoIAlign, deformable convolution) read memory as (B,
@@ -169,11 +158,14 @@ class TransformerPyramidNeck(PretrainedModule):
         return tuple(levels[s] for s in self.out_strides)
 
     def forward_levels(self, maps: Sequence[Tensor]) -> dict[int, Tensor]:
-        """The levels that are not pooled, by stride, channels last: (N, H, W, C) of any patches ->
-        (N, H, W, F).
+        """The levels V^s that are not pooled, by stride (Equation 3).
 
-        ``maps`` are channels-last stage outputs, as of
-        :meth:`itpn_mm.backbones.HiViT.forward_stages`.
+        Args:
+            maps: U^s, channels last (N, H, W, C), of a whole image or of some patches; as of
+                :meth:`itpn_mm.backbones.HiViT.forward_stages`.
+
+        Returns:
+            Stride -> (N, H, W, F).
         """
         top = self.in_strides[-1]
         laterals = dict(zip(self.in_strides, maps, strict=True))
@@ -203,24 +195,23 @@ class TransformerPyramidNeck(PretrainedModule):
         if found != self.in_channels:
             raise ValueError(
                 f'`in_channels` of the neck is {self.in_channels}, but the backbone gives maps of '
-                f'{found} channels; '
-                f'set neck.in_channels={found} or change `out_indices` of the backbone'
+                f'{found} channels; set neck.in_channels={found} or change `out_indices` of the '
+                'backbone'
             )
         for fine, coarse in zip(maps, maps[1:]):
             if fine.shape[1:3] != (2 * coarse.shape[1], 2 * coarse.shape[2]):
                 raise ValueError(
                     'maps of neighbouring strides must differ by a factor of 2, but got '
-                    f'{tuple(fine.shape[1:3])} and '
-                    f'{tuple(coarse.shape[1:3])}; pad images to a multiple of '
-                    f'{self.in_strides[-1]} '
-                    '(`pad_size_divisor` of the data preprocessor)'
+                    f'{tuple(fine.shape[1:3])} and {tuple(coarse.shape[1:3])}; pad images to a '
+                    f'multiple of {self.in_strides[-1]} (`pad_size_divisor` of the data '
+                    'preprocessor)'
                 )
 
     def _pool(self, x: Tensor, stride: int) -> Tensor:
         if min(x.shape[2:]) < 2:
             raise ValueError(
                 f'the image is too small for a level of stride {stride}: the level below is '
-                f'{tuple(x.shape[2:])}; '
-                f'leave {stride} out of `out_strides` or take images of at least {stride} pixels'
+                f'{tuple(x.shape[2:])}; leave {stride} out of `out_strides` or take images of at '
+                f'least {stride} pixels'
             )
         return POOLS[self.pool](x, 2)

@@ -1,4 +1,4 @@
-"""The image encoder of CLIP as teacher (paper, Section 3.3, option ii)."""
+"""The image encoder of CLIP as teacher (Section 3.4, option ii)."""
 
 import math
 import re

@@ -14,8 +14,9 @@ from .masking import PatchMask
 
 
 class LevelEmbed(nn.Module):
-    """One token per patch from the k x k sub-tokens of a level: (B, h * k, w * k, F) -> (B, h * w,
-    D).
+    """One token per patch from the k x k sub-tokens of a level.
+
+    (B, h * k, w * k, F) -> (B, h * w, D).
     """
 
     def __init__(self, in_channels: int, embed_dims: int, side: int, norm_eps: float) -> None:
@@ -79,14 +80,18 @@ class LevelReader(BaseModule):
         self.norm = nn.LayerNorm(embed_dims, norm_eps)
 
     def sum_levels(self, levels: dict[int, Tensor]) -> Tensor:
-        """Levels by stride, (B, h * k, w * k, F) with k = patch / stride -> (B, h * w, D)."""
+        """V, the sum of all V^s (Section 3.2), as one token per patch.
+
+        Levels by stride, (B, h * k, w * k, F) with k = patch / stride -> (B, h * w, D).
+        """
         return sum(self.embeds[f'p{s}'](levels[s]) for s in self.strides)
 
 
 @MODELS.register_module()
 class LevelSum(LevelReader):
-    """The decoder of CLIP supervision: the normalised sum of all levels. Arguments as of
-    :class:`LevelReader`.
+    """The decoder of CLIP supervision: the normalised sum of all levels (Section 3.4, option ii).
+
+    Arguments as of :class:`LevelReader`.
     """
 
     def __init__(self, *args, **kwargs) -> None:

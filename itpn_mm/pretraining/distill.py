@@ -1,4 +1,4 @@
-"""Integral pre-training with a frozen teacher, such as CLIP (paper, Section 3.3, option ii)."""
+"""Integral pre-training with a frozen teacher, such as CLIP (Section 3.4, option ii)."""
 
 from collections.abc import Sequence
 

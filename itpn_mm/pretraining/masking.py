@@ -36,7 +36,7 @@ class PatchMask(NamedTuple):
 
 @MODELS.register_module()
 class RandomMasking:
-    """Mask a share of the patches of each image, drawn uniformly (paper, Section 4.1; MAE).
+    """Mask a share of the patches of each image, drawn uniformly (Section 5.1; MAE).
 
     Args:
         ratio: Share of masked patches. Raises ValueError unless in (0, 1).

@@ -10,7 +10,7 @@ from itpn_mm.registry import MODELS
 
 @MODELS.register_module()
 class EMATeacher(ExponentialMovingAverage):
-    """Exponential moving average of the online backbone (paper, Section 3.3, option i).
+    """Exponential moving average of the online backbone (Section 3.4, option i).
 
     It is never trained, runs in evaluation mode, and is updated once per optimiser step by
     :class:`itpn_mm.engine.EMATeacherHook`, which also makes it equal to the backbone when training

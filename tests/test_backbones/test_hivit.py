@@ -481,6 +481,8 @@ def test_bad_arch(arch, message):
         (dict(out_indices=2), r'`out_indices` .* got 2'),
         (dict(frozen_stages=4), r'`frozen_stages` must be in -1\.\.3, but got 4'),
         (dict(frozen_stages=-2), r'`frozen_stages` must be in -1\.\.3, but got -2'),
+        (dict(frozen_stages=True), r'`frozen_stages` must be in -1\.\.3, but got True'),
+        (dict(frozen_stages=1.0), r'`frozen_stages` must be in -1\.\.3, but got 1\.0'),
         (dict(rel_pos_bias='joint'), r"`rel_pos_bias` must be one of .*, but got 'joint'"),
         (dict(rel_pos_bias=True), r'`rel_pos_bias` must be one of .*, but got True'),
         (
