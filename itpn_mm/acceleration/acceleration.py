@@ -11,8 +11,8 @@ from itpn_mm.layers import LayerScale, RelativePositionBias, TokenGrid
 from itpn_mm.layers.migration import choose_leaving, restore_tokens, take_tokens
 from itpn_mm.layers.windows import TokenWindows, WindowGrid
 
-from .arguments import check_arguments
-from .schedule import MigrationSchedule, parse_layers
+from .arguments import check_arguments, parse_layers
+from .schedule import MigrationSchedule
 
 # Windows a side for which the table of the attention to gathering tokens is made: 4096 pixels with
 # windows of 16 patches. It is resampled for more.

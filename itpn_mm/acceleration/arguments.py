@@ -1,4 +1,4 @@
-"""Checks of what :func:`TokenMigration` is told about windows."""
+"""Checks of what :func:`TokenMigration` is told about windows and layers."""
 
 from collections.abc import Sequence
 
@@ -38,3 +38,19 @@ def check_arguments(
                 raise ValueError(f'`{name}={value!r}` needs `window_attention=True`: {why}')
     if rel_pos_bias == 'all' and not gathering:
         raise ValueError("`rel_pos_bias='all'` needs `gathering=True`; without it, take 'window'")
+
+
+def parse_layers(layers: Sequence[int], depth: int, name: str) -> list[int]:
+    """A rising list of layers.
+
+    Raises:
+        ValueError: It is empty, repeats a layer or names one that is not there.
+    """
+    valid = isinstance(layers, Sequence) and all(
+        is_whole(layer) and 0 <= layer < depth for layer in layers
+    )
+    if not valid or not layers or len(set(layers)) < len(layers):
+        raise ValueError(
+            f'{name} must be different layers of 0 to {depth - 1}, at least one, but got {layers!r}'
+        )
+    return sorted(layers)

@@ -5,6 +5,8 @@ from fractions import Fraction
 
 from itpn_mm.layers.arguments import is_number, is_whole
 
+from .arguments import parse_layers
+
 KINDS = ('every', 'first', 'layers')
 
 
@@ -78,19 +80,3 @@ def _layers(schedule: Mapping[str, int | Sequence[int]], depth: int) -> list[int
         limits = f'1 to {most}, the number of layers' if most else 'a number of at least 1'
         raise ValueError(f'{wrong}: `{kind}` must be {limits}')
     return list(range(value)) if most else list(range(0, depth, value))
-
-
-def parse_layers(layers: Sequence[int], depth: int, name: str) -> list[int]:
-    """A rising list of layers.
-
-    Raises:
-        ValueError: It is empty, repeats a layer or names one that is not there.
-    """
-    valid = isinstance(layers, Sequence) and all(
-        is_whole(layer) and 0 <= layer < depth for layer in layers
-    )
-    if not valid or not layers or len(set(layers)) < len(layers):
-        raise ValueError(
-            f'{name} must be different layers of 0 to {depth - 1}, at least one, but got {layers!r}'
-        )
-    return sorted(layers)

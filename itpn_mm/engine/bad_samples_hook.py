@@ -9,7 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ..registry import HOOKS
+from itpn_mm.registry import HOOKS
+
 from .bad_samples import SkippingDataset, read_records, stop_message
 from .seeded_data import SeededDataset
 

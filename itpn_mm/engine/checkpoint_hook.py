@@ -10,8 +10,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..checkpoint.storage import ATOMIC_BACKEND, remove_unfinished
-from ..registry import HOOKS
+from itpn_mm.checkpoint.storage import ATOMIC_BACKEND, remove_unfinished
+from itpn_mm.registry import HOOKS
+
 from .partial_gradients import partial_gradients, restore_gradients
 
 

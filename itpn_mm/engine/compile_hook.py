@@ -7,7 +7,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from ..registry import HOOKS
+from itpn_mm.registry import HOOKS
+
 from .wrappers import unwrap
 
 # Those of torch.compile, and whether they replay CUDA graphs.

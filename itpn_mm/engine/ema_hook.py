@@ -4,7 +4,8 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ..registry import HOOKS
+from itpn_mm.registry import HOOKS
+
 from .fsdp import whole_root
 from .wrappers import has_stepped, unwrap
 

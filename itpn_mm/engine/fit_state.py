@@ -7,14 +7,14 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..checkpoint import LoadReport, PretrainedModule, RemapReport, remap
-from ..checkpoint.architecture import take_prefix
-from ..checkpoint.io import read_file, take_state
-from ..checkpoint.maskdino import HEAD_PARTS, rename_head
-from ..checkpoint.mismatch import explain_mismatch
-from ..checkpoint.pretrained import check_share, copy_shared_table, why_optional
-from ..checkpoint.report import shorten
-from ..checkpoint.resize import resize_positions
+from itpn_mm.checkpoint import LoadReport, PretrainedModule, RemapReport, remap
+from itpn_mm.checkpoint.architecture import take_prefix
+from itpn_mm.checkpoint.io import read_file, take_state
+from itpn_mm.checkpoint.maskdino import HEAD_PARTS, rename_head
+from itpn_mm.checkpoint.mismatch import explain_mismatch
+from itpn_mm.checkpoint.pretrained import check_share, copy_shared_table, why_optional
+from itpn_mm.checkpoint.report import shorten
+from itpn_mm.checkpoint.resize import resize_positions
 
 
 def load_trained(model: nn.Module, path: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from mmengine.optim import BaseOptimWrapper
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
-from ..layers import MlpBlock
-from ..registry import STRATEGIES
+from itpn_mm.layers import MlpBlock
+from itpn_mm.registry import STRATEGIES
 
 # What FSDP, and activation checkpointing of torch, put into the names of parameters.
 WRAPPERS = re.compile(r'_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.')

@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+from itpn_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 UNITS = ('block', 'attention', 'layer')
 DECAY_MULTS = ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ..registry import HOOKS
+from itpn_mm.registry import HOOKS
+
 from .nonfinite import all_finite, as_plain, find_cause, name_error, paths_of
 from .seed_hook import seed_iteration
 from .wrappers import has_all_weights, unwrap

@@ -8,7 +8,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..registry import HOOKS
+from itpn_mm.registry import HOOKS
+
 from .model_fit import check_model_fits
 from .runner_load import adapt_checkpoint, prepare_load
 from .wrappers import unwrap

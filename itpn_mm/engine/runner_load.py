@@ -8,9 +8,10 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 
-from ..checkpoint import LoadReport, remap
-from ..checkpoint.io import read_file, take_state
-from ..checkpoint.resume import check_file, newest_good
+from itpn_mm.checkpoint import LoadReport, remap
+from itpn_mm.checkpoint.io import read_file, take_state
+from itpn_mm.checkpoint.resume import check_file, newest_good
+
 from .fit_state import fit_state, require_all, translate
 from .wrappers import unwrap
 

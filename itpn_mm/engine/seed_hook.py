@@ -10,7 +10,8 @@ from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from ..registry import HOOKS
+from itpn_mm.registry import HOOKS
+
 from .seeded_data import SeededBatches, seed_generators, seed_loader, seed_of
 
 ITERATIONS, SAMPLES = 0, 1  # what a seed is for, so that no two uses share one

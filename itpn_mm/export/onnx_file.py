@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from ..version import __version__
+from itpn_mm.version import __version__
+
 from .graph import GraphWriter
 from .ops import ONNX_TYPES, OPSET
 

@@ -95,29 +95,15 @@ def _operands(w, node, a, b) -> list[str]:
     return [_to(w, node, v) if isinstance(v, Node) else w.number(v, node) for v in (a, b)]
 
 
-@writes('add')
-def _add(w, node, a, b):
-    return w.emit('Add', *_operands(w, node, a, b))
+def _elementwise(kind: str) -> Callable[..., str]:
+    def write(w, node, a, b):
+        return w.emit(kind, *_operands(w, node, a, b))
+
+    return write
 
 
-@writes('sub')
-def _sub(w, node, a, b):
-    return w.emit('Sub', *_operands(w, node, a, b))
-
-
-@writes('mul')
-def _mul(w, node, a, b):
-    return w.emit('Mul', *_operands(w, node, a, b))
-
-
-@writes('div')
-def _div(w, node, a, b):
-    return w.emit('Div', *_operands(w, node, a, b))
-
-
-@writes('remainder')
-def _remainder(w, node, a, b):
-    return w.emit('Mod', *_operands(w, node, a, b))
+for _name, _kind in dict(add='Add', sub='Sub', mul='Mul', div='Div', remainder='Mod').items():
+    writes(_name)(_elementwise(_kind))
 
 
 @writes('floor_divide')

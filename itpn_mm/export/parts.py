@@ -76,7 +76,7 @@ class ExportPart(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Pictures (B, 3, H, W) of values 0 to 255 -> maps (B, C, H / s, W / s), or logits (B, K)."""
+        """Pictures (B, 3, H, W), 0 to 255, -> maps (B, C, H / s, W / s), or logits (B, K)."""
         x = (images - self.mean) / self.std
         if self.part == 'classifier':
             return (self.model(x, mode='tensor'),)
