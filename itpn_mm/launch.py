@@ -95,19 +95,20 @@ def join_processes_on_cpu(cfg: Config) -> list[str]:
 def settle_resume(cfg: Config, argv: list[str]) -> list[str]:
     """What `--resume` without a file needs besides: `load_from` counts where nothing is resumed.
 
-    Of the stock scripts, two forget `load_from` even if there is no checkpoint yet, and two resume
-    from that file even if there is one. As `start_from` it is left to `itpn_mm.PreflightHook`, with
-    which all processes agree.
+    `--resume auto` is the same, where the stock script takes a file. Two of these scripts forget
+    `load_from` even if there is no checkpoint yet, and two resume from that file even if there is
+    one. As `start_from` it is left to `itpn_mm.PreflightHook`, with which all processes agree.
 
     Returns:
         Further arguments of the stock script.
     """
-    if '--resume' not in argv or not cfg.get('load_from'):
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--resume', nargs='?', const='auto')
+    value = parser.parse_known_args(argv)[0].resume
+    # After the `--resume` of mmseg and mmrotate, which takes no value, the config may stand.
+    without_file = value == 'auto' or (value or '').endswith(CONFIG_SUFFIXES)
+    if not without_file or not cfg.get('load_from'):
         return []
-    place = argv.index('--resume') + 1
-    value = argv[place] if place < len(argv) else '-'
-    if not value.startswith('-') and not value.endswith(CONFIG_SUFFIXES):
-        return []  # a file by name
     return ['--cfg-options', 'load_from=None', f'start_from={cfg.load_from}']
 
 

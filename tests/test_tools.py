@@ -137,6 +137,9 @@ def test_arguments_arrive_unchanged(config, tmp_path, monkeypatch):
     [
         (['{config}', '--resume'], 'a.pth', ['load_from=None', 'start_from=a.pth']),
         (['--resume', '{config}', '--amp'], 'a.pth', ['load_from=None', 'start_from=a.pth']),
+        (['{config}', '--resume', 'auto'], 'a.pth', ['load_from=None', 'start_from=a.pth']),
+        (['{config}', '--resume=auto'], 'a.pth', ['load_from=None', 'start_from=a.pth']),
+        (['{config}'], 'a.pth', []),
         (['{config}', '--resume'], None, []),
         (['{config}', '--resume', 'epoch_1.pth'], 'a.pth', []),
         (['{config}'], 'a.pth', []),
