@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from itpn_mm.engine.preflight import check_config
+from itpn_mm.engine import check_config
 from itpn_mm.launch import find_stock_script, read_config
 
 from .checkpoints import Checkpoints
