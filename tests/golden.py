@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from itpn_mm.backbones import FastiTPN, HiViT
-from itpn_mm.checkpoint.remap import remap
+from itpn_mm.checkpoint import remap
 from itpn_mm.necks import TransformerPyramidNeck
 from tests.checklist import note_figure
 

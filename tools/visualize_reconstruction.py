@@ -23,8 +23,7 @@ from torch import Tensor, nn
 if find_spec('itpn_mm') is None:  # a clone that is not installed
     sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from itpn_mm.checkpoint.io import read_checkpoint
-from itpn_mm.checkpoint.remap import remap
+from itpn_mm.checkpoint import read_checkpoint, remap
 from itpn_mm.checkpoint.report import shorten
 
 GREY = 200  # of a masked patch

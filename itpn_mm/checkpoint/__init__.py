@@ -2,8 +2,8 @@
 
 from .convert import Checkpoint, open_checkpoint
 from .io import read_checkpoint
+from .layouts import remap
 from .pretrained import PretrainedModule, load_pretrained
-from .remap import remap
 from .report import LoadReport, RemapReport
 
 __all__ = [

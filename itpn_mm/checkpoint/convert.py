@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .io import is_half, read_checkpoint
+from .layouts import remap, with_parts
 from .maskdino import READ_ONLY, head_part, rename_head
 from .maskdino_config import untold
 from .model_config import config_text, model_config, task_of
-from .remap import remap, with_parts
 from .report import RemapReport
 
 PARTS = dict(all='', backbone='backbone.', pyramid='neck.')

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .architecture import take_prefix
 from .io import read_checkpoint
+from .layouts import remap
 from .mismatch import explain_mismatch
-from .remap import remap
 from .report import LoadReport, find_reason, shorten
 from .resize import resize_on_load, resize_positions
 

@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
-from itpn_mm.checkpoint.remap import remap
+from itpn_mm.checkpoint import remap
 from tests.checklist import note_figure
 
 from . import models

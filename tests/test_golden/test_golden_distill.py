@@ -18,7 +18,7 @@ from tests.golden import (
 
 pytest.importorskip('mmpretrain')
 
-from itpn_mm.checkpoint.remap import remap
+from itpn_mm.checkpoint import remap
 from itpn_mm.pretraining import CLIPDistillHead, iTPNDistill
 
 pytestmark = pytest.mark.checklist('parity')

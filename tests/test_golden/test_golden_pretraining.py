@@ -21,7 +21,7 @@ from tests.golden import (
 
 pytest.importorskip('mmpretrain')
 
-from itpn_mm.checkpoint.remap import remap
+from itpn_mm.checkpoint import remap
 from itpn_mm.pretraining import PatchMask, PixelReconstructionHead, RandomMasking, iTPN
 
 pytestmark = pytest.mark.checklist('parity')
