@@ -55,18 +55,21 @@ def attention_probabilities(
     """
     q, k = _queries_and_keys(module, x)
     b, length, heads = q.shape[:3]
-    if isinstance(tokens, TokenWindows):
+    in_windows = isinstance(tokens, TokenWindows)
+    if in_windows:
         tokens = tokens.replace(scale=None)
-    elif module.rel_pos is not None:
-        bias = module.rel_pos(q.transpose(1, 2), tokens)
+    else:
+        if module.rel_pos is not None:
+            bias = module.rel_pos(q.transpose(1, 2), tokens)
+        q, bias = q[:, rows], None if bias is None else bias[:, :, rows]
     parts = []
     for unit in torch.eye(length, dtype=q.dtype).split(COLUMNS, dim=1):
         values = unit.view(1, length, 1, -1).expand(b, -1, heads, -1)
-        if isinstance(tokens, TokenWindows):
+        if in_windows:
             out = tokens.attend(q, k, values, module.rel_pos).unflatten(2, (heads, -1))
+            parts.append(out[:, rows])
         else:
-            out = attend(q, k, values, bias)
-        parts.append(out[:, rows])
+            parts.append(attend(q, k, values, bias))
     return torch.cat(parts, dim=3).transpose(1, 2)
 
 
