@@ -9,6 +9,11 @@ Released MaskDINO weights (detectron2's names) are read, too.
 
 import argparse
 import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec('itpn_mm') is None:  # a clone that is not installed
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from itpn_mm.acceleration.settings import SETTINGS
 from itpn_mm.checkpoint.convert import (

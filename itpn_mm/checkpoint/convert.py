@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.registry import MODELS
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -185,7 +186,8 @@ def convert(
 
     Args:
         checkpoint: What :func:`open_checkpoint` gave.
-        target: The file to write; a file that is there is replaced once the new one is whole.
+        target: The file to write, in a folder that is made if need be; a file that is there is
+            replaced once the new one is whole.
         to: Layout: ``'ours'`` or ``'authors'``.
         file_format: ``'pth'`` or ``'safetensors'``; by default the suffix decides.
         half: Write half precision; else half precision becomes float32.
@@ -196,6 +198,7 @@ def convert(
 
     Raises:
         ValueError: There are names that the authors' models do not have, or it is a MaskDINO's.
+        OSError: The file cannot be written, as on a full disk.
     """
     state, report = checkpoint.state, checkpoint.report
     if to == 'authors':
@@ -209,12 +212,18 @@ def convert(
         state = {k: t.float() if is_half(t) else t for k, t in state.items()}
     state = {name: _own(tensor) for name, tensor in state.items()}
     target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f'{target.name}.part')  # an interrupted run leaves no half a file
-    if (file_format or target.suffix.removeprefix('.')) == 'safetensors':
-        save_file(state, unfinished, metadata={'format': 'pt'})
-    else:
-        torch.save({'model' if to == 'authors' else 'state_dict': state}, unfinished)
-    os.replace(unfinished, target)
+    try:
+        if (file_format or target.suffix.removeprefix('.')) == 'safetensors':
+            save_file(state, unfinished, metadata={'format': 'pt'})
+        else:
+            torch.save({'model' if to == 'authors' else 'state_dict': state}, unfinished)
+        os.replace(unfinished, target)
+    except (RuntimeError, SafetensorError) as error:  # such as a full disk
+        raise OSError(f'{target}: not written ({str(error).splitlines()[0]})') from error
+    finally:
+        unfinished.unlink(missing_ok=True)
     return len(state), report
 
 

@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from itpn_mm.acceleration import SETTINGS
@@ -139,6 +140,38 @@ def test_moving_average(convert, tmp_path):
         assert convert(src, tmp_path / 'b.pth', *options).error is None
         found = read_checkpoint(tmp_path / 'b.pth')
         assert torch.equal(found['head.fc.bias'], expected['head.bias'])
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_folder_is_made(convert, tmp_path, suffix):
+    src = save_authors(tmp_path / 'a.pth', authors_state())
+    done = convert(src, target := tmp_path / 'new' / 'folder' / f'b.{suffix}')
+    assert done.error is None
+    assert [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize(
+    ('suffix', 'writer', 'error'),
+    [
+        ('pth', 'torch.save', RuntimeError),
+        ('safetensors', 'itpn_mm.checkpoint.convert.save_file', SafetensorError),
+    ],
+)
+def test_full_disk_is_told(convert, tmp_path, monkeypatch, suffix, writer, error):
+    """An older file stays, and no part of the new one does."""
+    src = save_authors(tmp_path / 'a.pth', authors_state())
+    (target := tmp_path / f'b.{suffix}').write_text('older')
+
+    def fail(*args, **kwargs):
+        target.with_name(f'{target.name}.part').write_text('half')
+        raise error('PytorchStreamWriter failed writing file\nat some line')
+
+    monkeypatch.setattr(writer, fail)
+    assert convert(src, target).error == (
+        f'{target}: not written (PytorchStreamWriter failed writing file)'
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.pth', target.name]
+    assert target.read_text() == 'older'
 
 
 def test_what_the_authors_have_not_is_refused(convert, tmp_path):
