@@ -156,8 +156,9 @@ def test_commands(monkeypatch):
     ]
     monkeypatch.setenv('SLURM_JOB_ID', '7')
     monkeypatch.setenv('SLURM_CPUS_PER_TASK', '6')
-    assert Launcher('slurm', 2).command(*job)[:3] == [
-        *('srun', '--ntasks=2', '--kill-on-bad-exit=1')
+    assert Launcher('slurm', 2).command(*job) == [
+        *('srun', '--ntasks=2', '--kill-on-bad-exit=1', '--exclusive', '--time=10:00'),
+        *slurm,
     ]
     env = Launcher('slurm', 2).environment()
     assert env['SRUN_CPUS_PER_TASK'] == '6' and env['PYTHON'] == sys.executable
