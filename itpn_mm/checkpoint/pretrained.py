@@ -37,11 +37,15 @@ class PretrainedModule(BaseModule):
     ``init_cfg=dict(type='Pretrained', checkpoint=PATH)`` loads the part of the file under
     ``checkpoint_prefix``; give ``prefix`` for another one, e.g. ``'teacher.module.'``. Other
     initialisers of mmengine work as ever.
+
+    Raises:
+        ValueError: ``init_cfg`` is of another form.
     """
 
     checkpoint_prefix = ''
 
     def __init__(self, init_cfg: dict | list[dict] | None = None) -> None:
+        _split(init_cfg)
         super().__init__(init_cfg=init_cfg)
         self.register_load_state_dict_pre_hook(resize_on_load)
 
@@ -56,23 +60,34 @@ class PretrainedModule(BaseModule):
             super().init_weights()  # says so in the log
             return
         init_cfg = self.init_cfg
-        configs = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or [])
-        pretrained = [
-            config for config in configs if config['type'] in ('Pretrained', PretrainedInit)
-        ]
-        self.init_cfg = [config for config in configs if config not in pretrained]
+        self.init_cfg, pretrained = _split(init_cfg)
         try:
             super().init_weights()
         finally:
             self.init_cfg = init_cfg
-        for config in pretrained:
-            report = load_pretrained(self, **_parse(config))
+        for arguments in pretrained:
+            report = load_pretrained(self, **arguments)
             if hasattr(self, '_params_init_info'):  # there while a parent initialises its children
                 update_init_info(self, init_info=f'PretrainedInit: load from {report.source}')
 
 
+def _split(init_cfg: Any) -> tuple[list[Mapping[str, Any]], list[dict[str, Any]]]:
+    """Initialisers of mmengine, and arguments of :func:`load_pretrained`, in an ``init_cfg``."""
+    configs = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
+    if not isinstance(configs, (list, tuple)) or not all(
+        isinstance(config, Mapping) and 'type' in config for config in configs
+    ):
+        raise ValueError(
+            "`init_cfg` must be a dict with a `type`, such as dict(type='Pretrained', "
+            f'checkpoint=PATH), or a list of them, but got {init_cfg!r}'
+        )
+    pretrained = [config for config in configs if config['type'] in ('Pretrained', PretrainedInit)]
+    others = [config for config in configs if config not in pretrained]
+    return others, [_parse(config) for config in pretrained]
+
+
 def _parse(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of :func:`load_pretrained` from an ``init_cfg``."""
+    """Arguments of :func:`load_pretrained` from an initialiser of type 'Pretrained'."""
     arguments = {key: value for key, value in config.items() if key != 'type'}
     unknown = sorted(set(arguments) - {'checkpoint', 'prefix'})
     if unknown or 'checkpoint' not in arguments:

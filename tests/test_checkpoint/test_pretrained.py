@@ -319,12 +319,27 @@ def test_unexplained_names(tmp_path):
         (dict(checkpoint='none.pth'), FileNotFoundError, 'no such checkpoint'),
         (dict(checkpoint='https://example.org/a.pth'), ValueError, 'only local files are read'),
         (dict(checkpoint=None), ValueError, '`checkpoint` must be the path of a file'),
-        (dict(), ValueError, r'takes `checkpoint` and `prefix`, but got \[\]'),
-        (dict(checkpoint='a', strict=True), ValueError, r"but got \['checkpoint', 'strict'\]"),
     ],
 )
-def test_bad_init_cfg(init_cfg, error, message):
+def test_bad_checkpoint(init_cfg, error, message):
     refuse(backbone(init_cfg=dict(type='Pretrained', **init_cfg)), message, error)
+
+
+@pytest.mark.parametrize(
+    'init_cfg, message',
+    [
+        (pretrained('a.pth') | dict(strict=True), r"but got \['checkpoint', 'strict'\]"),
+        (dict(type='Pretrained'), r'takes `checkpoint` and `prefix`, but got \[\]'),
+        ([dict(type='Pretrained')], r'takes `checkpoint` and `prefix`, but got \[\]'),
+        (dict(checkpoint='a.pth'), r"must be a dict with a `type`.* got {'checkpoint': 'a.pth'}"),
+        ('a.pth', r"`init_cfg` must be a dict with a `type`, .* but got 'a.pth'"),
+        (['a.pth'], r"or a list of them, but got \['a.pth'\]"),
+    ],
+)
+@pytest.mark.parametrize('build', [backbone, neck])
+def test_bad_init_cfg_is_refused_when_the_part_is_built(build, init_cfg, message):
+    with pytest.raises(ValueError, match=message):
+        build(init_cfg=init_cfg)
 
 
 @pytest.mark.parametrize('half', [False, True])
