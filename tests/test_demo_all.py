@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -250,6 +251,38 @@ def test_chain_of_nuclei_says_what_it_does(tmp_path, monkeypatch, capsys):
 
 
 # ------------------------------------------------------------------------------------ the command
+
+
+def test_every_name_runs_its_script(tmp_path):
+    """The shell script alone: with a set-up that does nothing and a Python that says its words."""
+    tools, python = tmp_path / 'tools', tmp_path / '.venv/bin/python'
+    tools.mkdir()
+    shutil.copy(ROOT / 'tools/demo.sh', tools)
+    (tools / 'setup_env.sh').write_text('')
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if key != 'ITPN_VENV'}
+    for words, expected in (
+        ('', 'demo.py --setup-seconds N'),
+        ('nuclei --compare', 'demo.py --setup-seconds N --compare'),
+        ('digits --seeds 1', 'demo_digits.py --seeds 1'),
+        ('detection --compare --jobs=2', 'demo_aerial.py detection --compare --jobs=2'),
+        ('rotated', 'demo_aerial.py rotated'),
+        ('segmentation --smoke', 'demo_segmentation.py --smoke'),
+        ('acceleration --work-dir x', 'demo_acceleration.py --work-dir x'),
+        ('all --fresh --jobs 2', 'demo_all.py --fresh --jobs 2'),
+        ('report --work-dir=x', 'demo_html.py --work-dir=x'),
+    ):
+        done = subprocess.run(
+            ['bash', str(tools / 'demo.sh'), *words.split()],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        said = re.sub(r'seconds \d+', 'seconds N', done.stdout.strip())
+        assert said.removeprefix(f'{tools}/') == expected, done.stderr
+        assert (ROOT / 'tools' / expected.split()[0]).is_file()
 
 
 @pytest.fixture
