@@ -65,6 +65,15 @@ def test_documents_are_pages(site):
         assert (site / folder / 'index.html').is_file(), document
 
 
+def test_every_entry_of_the_navigation_is_shown(site):
+    """Beside the page, also those that are called README and so are the index of their folder."""
+    nav = load_config(str(ROOT / 'mkdocs.yml')).nav
+    [titles] = [list(map(next, map(iter, part['Configs']))) for part in nav if 'Configs' in part]
+    text = (site / 'configs' / 'detection' / 'index.html').read_text()
+    shown = re.findall(r'<span class="md-ellipsis">\s*(.+?)\s*(?:<|$)', text, re.MULTILINE)
+    assert len(titles) == 5 and set(titles) <= set(shown)
+
+
 def test_links_lead_to_files_of_the_site(site):
     """Also those that mkdocs leaves alone, and no page has a link that leaves the repository."""
     count = 0
