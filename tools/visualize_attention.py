@@ -30,7 +30,7 @@ if find_spec('itpn_mm') is None:  # a clone that is not installed
 
 from inspection.attention import AttentionMaps, grid_of, look
 from inspection.components import fit, to_rgb
-from inspection.models import RANDOM, Looked, find_parts, load_parts
+from inspection.models import RANDOM, Looked, Parts, find_parts, load_parts
 from inspection.panels import Panel, Section, describe_peak, draw_sections, paint_attention
 from inspection.pictures import open_picture, prepare, resize
 from inspection.queries import patch_at, salient_patches
@@ -173,7 +173,7 @@ def _wrap(panels: list[Panel], columns: int) -> list[list[Panel]]:
 
 
 def draw(
-    subjects: Sequence[Subject], parts: object, checkpoints: Sequence[str], layer: int, heads: bool
+    subjects: Sequence[Subject], parts: Parts, checkpoints: Sequence[str], layer: int, heads: bool
 ) -> list[Figure]:
     """A figure for each picture with the rows of each checkpoint."""
     sections: list[list[Section]] = [[] for _ in subjects]

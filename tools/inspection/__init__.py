@@ -1,1 +1,1 @@
-"""Parts of tools/visualize_attention.py and tools/visualize_tokens.py."""
+"""Parts of the tools that look into models and their logs (docs/look_inside.md)."""
