@@ -4,7 +4,6 @@ import re
 import shlex
 from pathlib import Path
 
-import mmengine
 import pytest
 import torch
 from mmengine.config import Config
@@ -99,7 +98,7 @@ def test_loading_as_in_the_document(tmp_path, monkeypatch, capsys):
         code = block_of('checkpoints.md', holds=holds)
         assert "'base'" in code
         exec(compile(code.replace("'base'", f'{arch}'), 'checkpoints.md', 'exec'), scope)
-    assert capsys.readouterr().out == '1.0 [] {}\n'
+    assert capsys.readouterr().out.endswith('1.0 [] {}\n')  # behind the report, if it is printed
     backbone = MODELS.build(scope['backbone'])
     backbone.init_weights()
     assert all(torch.equal(v, state[f'backbone.{k}']) for k, v in backbone.state_dict().items())
@@ -147,4 +146,3 @@ def test_commands(document):
 def test_commands_are_found():
     counts = {document: len(commands_of(document)) for document in DOCUMENTS}
     assert sum(counts.values()) > 60 and counts['docs/checkpoints.md'] == 6
-    assert mmengine.__version__
