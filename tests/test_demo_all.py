@@ -139,6 +139,13 @@ def test_a_job_waits_for_others(at_a_time):
     assert len(events) == 2 * len(jobs) + 1
 
 
+def test_a_long_job_that_became_possible_comes_before_short_ones():
+    events = []
+    jobs = [job('a', 'base'), job('a', 'long', 9, ['base']), job('b', 'x', 5), job('b', 'y', 4)]
+    run_jobs(jobs, dict.fromkeys('ab', FakeGroup(events)), 1, Progress({}))
+    assert events[::2] == ['base begins', 'long begins', 'x begins', 'y begins']
+
+
 def test_at_most_so_many_run_side_by_side():
     both, most, running, lock = threading.Barrier(2, timeout=20), [], set(), threading.Lock()
 
