@@ -80,7 +80,7 @@ def pretraining(chain: Chain) -> Config:
         dataset=dataset,
     )
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations)
-    cfg.param_scheduler = schedule(iterations, iterations // 10)
+    cfg.param_scheduler = schedule(iterations)
     positions = {'pos_embed': dict(lr_mult=3.0, decay_mult=0.0)} if is_fast(chain) else {}
     cfg.optim_wrapper.paramwise_cfg.setdefault('custom_keys', {}).update(positions)
     cfg.log_processor = dict(by_epoch=False)
@@ -192,7 +192,7 @@ def finetuning(chain: Chain, task: str, checkpoint: Path | None, pyramid: bool) 
     cfg.train_cfg = dict(
         type='IterBasedTrainLoop', max_iters=iterations, val_interval=max(1, iterations // POINTS)
     )
-    cfg.param_scheduler = schedule(iterations, iterations // 10)
+    cfg.param_scheduler = schedule(iterations)
     if is_fast(chain):
         keys = cfg.optim_wrapper.paramwise_cfg.setdefault('custom_keys', {})
         keys['pos_embed'] = dict(lr_mult=30.0, decay_mult=0.0)
@@ -242,8 +242,9 @@ def few(cfg: Config, root: Path, task: str) -> None:
         cfg.train_dataloader.dataset.indices = list(range(0, number, step))
 
 
-def schedule(iterations: int, warmup: int) -> list[dict]:
-    """Warm-up, then a cosine to zero."""
+def schedule(iterations: int) -> list[dict]:
+    """Warm-up in the first tenth, then a cosine to zero."""
+    warmup = max(1, iterations // 10)
     return [
         dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=warmup),
         dict(

@@ -91,7 +91,7 @@ class PixelReconstructionHead(BaseModule):
 class MFMHead(BaseModule):
     """Masked feature modelling: the teacher's features of every stage (second term of Equation 4).
 
-    The targets are the teacher's stage outputs, predictions are linear (Section 3.3). What the paper
+    Targets are the teacher's stage outputs, predictions are linear (Section 3.3). What the paper
     leaves open was compared in docs/pretraining.md.
 
     Args:
