@@ -52,10 +52,10 @@ class Nothing(Dataset):
 
 
 def one_liners() -> dict[str, str]:
-    """The lines of the document by the backend that they add."""
+    """The settings of the document by the backend that they add."""
     text = (ROOT / 'docs/look_inside.md').read_text()
-    lines = re.findall(r'^visualizer = .*$', text, flags=re.MULTILINE)
-    return {re.findall(r"'(\w+VisBackend)'", line)[1]: line for line in lines}
+    found = re.findall(r'^```python\n(visualizer = .*?)^```', text, flags=re.MULTILINE | re.DOTALL)
+    return {re.findall(r"'(\w+VisBackend)'", setting)[1]: setting for setting in found}
 
 
 def configure(scope: str, backend: str, folder) -> Config:

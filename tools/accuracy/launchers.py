@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 TOOLS = Path(__file__).resolve().parents[1]
 KINDS = ('none', 'pytorch', 'slurm')
@@ -50,7 +51,7 @@ class Launcher:
 
     def environment(self) -> Mapping[str, str]:
         """Variables of a test: those of this process, and a port of its own."""
-        port = _free_port()
+        port = str(get_free_port())
         env = {**os.environ, 'PYTHON': sys.executable, 'PYTHONUNBUFFERED': '1'}
         if self.kind == 'slurm' and 'SLURM_CPUS_PER_TASK' in env:
             # srun no longer takes this over from sbatch.
@@ -70,9 +71,3 @@ class Launcher:
                 f'--cpus-per-task={env.get("CPUS_PER_TASK", 5)}',
             ]
         return [*command, *shlex.split(env.get('SRUN_ARGS', ''))]
-
-
-def _free_port() -> str:
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        return str(found.getsockname()[1])
