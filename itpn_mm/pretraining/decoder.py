@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from itpn_mm.layers import AttentionBlock, sincos_pos_embed
 from itpn_mm.layers.arguments import are_sizes, check_counts, check_positive, check_sizes
+from itpn_mm.layers.linear import init_linear
 from itpn_mm.registry import MODELS
 
 from .masking import PatchMask
@@ -96,13 +97,7 @@ class LevelSum(LevelReader):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.apply(self._init_linear)
-
-    @staticmethod
-    def _init_linear(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+        self.apply(init_linear)
 
     def forward(self, levels: dict[int, Tensor]) -> Tensor:
         """Levels as of :meth:`sum_levels` -> tokens (B, h * w, D), row-major."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from itpn_mm.layers import TokenGrid
 from itpn_mm.registry import MODELS
 
-from .fits import check_fits
+from .fits import chain_fits, check_fits
 
 
 @MODELS.register_module()
@@ -82,10 +82,7 @@ class iTPNDistill(BaseSelfSupervisor):
         backbone, neck, decoder = self.backbone, self.neck, self.decoder
         head, aux = self.head, self.aux_head
         fits = [
-            ('neck.in_channels', neck.in_channels, 'backbone.out_channels', backbone.out_channels),
-            ('neck.in_strides', neck.in_strides, 'backbone.strides', backbone.strides),
-            ('decoder.in_channels', decoder.in_channels, 'neck.out_channels', neck.out_channels),
-            ('decoder.strides', decoder.strides, 'neck.out_strides', neck.out_strides),
+            *chain_fits(backbone, neck, decoder),
             ('head.in_channels', head.in_channels, 'decoder.embed_dims', decoder.embed_dims),
         ]
         if aux is not None:

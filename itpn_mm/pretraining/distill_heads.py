@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from itpn_mm.layers import AttentionBlock, RelativePositionBias, TokenGrid
 from itpn_mm.layers.arguments import check_positive, check_sizes, is_number
+from itpn_mm.layers.linear import init_linear
 from itpn_mm.registry import MODELS
 
 POSITIONS = ('all', 'masked')
@@ -66,13 +67,7 @@ class CLIPDistillHead(BaseModule):
         self.in_channels, self.target_dims = in_channels, target_dims
         self.loss_type, self.positions, self.loss_weight = loss, positions, loss_weight
         self.pred = nn.Linear(in_channels, target_dims)
-        self.apply(self._init_linear)
-
-    @staticmethod
-    def _init_linear(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+        self.apply(init_linear)
 
     def forward(self, x: Tensor, tokens: TokenGrid) -> Tensor:
         """Predict the teacher's tokens: (B, L, D) -> (B, L, T)."""
@@ -159,7 +154,7 @@ class AuxiliaryHead(CLIPDistillHead):
             for _, rate in zip(range(num_blocks), drop_path_rates, strict=True)
         )
         self.norm = nn.LayerNorm(in_channels, norm_eps)
-        self.apply(self._init_linear)
+        self.apply(init_linear)
 
     def forward(self, x: Tensor, tokens: TokenGrid) -> Tensor:
         """Predict the teacher's tokens: (B, L, E) -> (B, L, T)."""

@@ -14,14 +14,10 @@ from itpn_mm.layers.arguments import (
     check_sizes,
     is_number,
 )
+from itpn_mm.layers.migration import take_tokens
 from itpn_mm.registry import MODELS
 
 from .masking import PatchMask
-
-
-def take(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Tokens (B, L, D) at the indices (B, M): (B, M, D)."""
-    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 @MODELS.register_module()
@@ -67,8 +63,8 @@ class PixelReconstructionHead(BaseModule):
             images: Normalised images (B, 3, H, W).
             mask: Visible and masked patches.
         """
-        pred = self.pred(take(tokens, mask.masked)).float()
-        target, _, _ = self._targets(take(patchify(images, self.patch_size), mask.masked))
+        pred = self.pred(take_tokens(tokens, mask.masked)).float()
+        target, _, _ = self._targets(take_tokens(patchify(images, self.patch_size), mask.masked))
         return dict(loss_pixel=self.loss_weight * F.mse_loss(pred, target))
 
     def reconstruct(self, tokens: Tensor, images: Tensor) -> Tensor:
@@ -174,7 +170,7 @@ class MFMHead(BaseModule):
         """
         losses = {}
         for stride, target in zip(self.strides, targets, strict=True):
-            x = take(tokens, mask.masked) if self.positions == 'masked' else levels[stride]
+            x = take_tokens(tokens, mask.masked) if self.positions == 'masked' else levels[stride]
             pred = self.projs[f'p{stride}'](x).view(target.shape).float()
             target = target.float()
             if self.norm_targets:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from itpn_mm.registry import MODELS
 
-from .fits import check_fits
+from .fits import chain_fits, check_fits
 from .masking import PatchMask
 
 
@@ -71,10 +71,7 @@ class iTPN(BaseSelfSupervisor):
             self.mfm_head,
         )
         fits = [
-            ('neck.in_channels', neck.in_channels, 'backbone.out_channels', backbone.out_channels),
-            ('neck.in_strides', neck.in_strides, 'backbone.strides', backbone.strides),
-            ('decoder.in_channels', decoder.in_channels, 'neck.out_channels', neck.out_channels),
-            ('decoder.strides', decoder.strides, 'neck.out_strides', neck.out_strides),
+            *chain_fits(backbone, neck, decoder),
             (
                 'decoder.strides[-1]',
                 decoder.strides[-1],

@@ -5,6 +5,7 @@ from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
 
 from itpn_mm.layers.arguments import is_number
+from itpn_mm.layers.migration import take_tokens
 from itpn_mm.registry import MODELS
 
 
@@ -87,6 +88,4 @@ class EMATeacher(ExponentialMovingAverage):
 def _take_patches(x: Tensor, patches: Tensor) -> Tensor:
     """Of a stage of all patches (B, L * k, k, C) those at (B, N): (B, N * k, k, C)."""
     b, _, k, c = x.shape
-    x = x.view(b, -1, k * k * c)
-    x = x.gather(1, patches.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-    return x.view(b, -1, k, c)
+    return take_tokens(x.view(b, -1, k * k * c), patches).view(b, -1, k, c)

@@ -1,5 +1,7 @@
 """Masks part the patches of each image in two."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ CPU = torch.device('cpu')
 @settings(max_examples=60, deadline=None)
 @given(batch=st.integers(1, 4), patches=st.integers(1, 60), ratio=st.floats(0.01, 0.99))
 def test_visible_and_masked_part_the_patches(batch, patches, ratio):
-    num_keep = int(patches * (1 - ratio))
+    num_keep = math.floor(patches * (1 - ratio) + 1e-6)
     if num_keep == 0:
         with pytest.raises(ValueError, match=f'of {patches} patches leaves none visible'):
             RandomMasking(ratio)(batch, patches, CPU)
@@ -47,6 +49,13 @@ def test_least_noise_is_kept():
     mask = PatchMask.from_noise(torch.tensor([[0.5, 0.1, 0.9, 0.3]]), 2)
     assert (mask.keep.tolist(), mask.masked.tolist()) == ([[1, 3]], [[0, 2]])
     assert mask.as_bool().tolist() == [[True, False, True, False]]
+
+
+@pytest.mark.parametrize(
+    ('patches', 'ratio', 'visible'), [(196, 0.75, 49), (50, 0.75, 12), (25, 0.8, 5), (100, 0.9, 10)]
+)
+def test_rounding_takes_no_patch(patches, ratio, visible):
+    assert RandomMasking(ratio)(1, patches, CPU).keep.shape == (1, visible)
 
 
 @pytest.mark.parametrize('ratio', [0, 1, -0.1, 1.5, float('nan')])
