@@ -200,7 +200,9 @@ def finetuning(chain: Chain, task: str, checkpoint: Path | None, pyramid: bool) 
     cfg.default_hooks.checkpoint = dict(
         type='itpn_mm.AtomicCheckpointHook', by_epoch=False, interval=10**9, save_last=False
     )
-    cfg.randomness = dict(seed=chain.seed)
+    # Not that of the pre-training: the same draws would make a pyramid that is not loaded the very
+    # one that the backbone was first trained with.
+    cfg.randomness = dict(seed=1000 + chain.seed)
     return cfg
 
 
