@@ -131,6 +131,8 @@ def teacher_table(rows: dict[str, Any]) -> str:
 
 def count_line(rows: dict[str, Any]) -> str:
     """How much was run."""
+    if not rows:
+        return 'Nothing was run yet: the tables below are empty.'
     hours = sum(row['seconds'] for row in rows.values()) / 3600
     pretrainings = sum(name.endswith(PRETRAIN) for name in rows)
     return (
